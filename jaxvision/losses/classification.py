@@ -1,0 +1,74 @@
+"""Cross-entropy, and the classification task built on it."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxvision.metrics import accuracy
+from jaxvision.ops import normalize_images
+from jaxvision.types import Batch, LossFn
+
+
+def cross_entropy(
+    logits: Float[Array, "b k"],
+    labels: Int[Array, " b"],
+    valid: Bool[Array, " b"] | None = None,
+    label_smoothing: float = 0.0,
+) -> Float[Array, ""]:
+    """torch's CrossEntropyLoss: the mean over valid examples of -log softmax(logits)[label].
+
+    With `label_smoothing` s the target is (1 - s) for the label plus s / k for every class. A
+    padded example (`valid` False) adds nothing to loss or gradient, even when it holds NaN; with no
+    valid example at all the loss is 0.
+
+    >>> round(float(cross_entropy(jnp.zeros((1, 10)), jnp.array([3]))), 4)
+    2.3026
+    """
+    if valid is None:
+        valid = jnp.ones(labels.shape, bool)
+    logits = jnp.where(valid[:, None], logits.astype(jnp.float32), 0.0)
+    labels = jnp.where(valid, labels, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if label_smoothing:
+        uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
+        losses = (1 - label_smoothing) * losses + label_smoothing * uniform
+    return jnp.sum(losses, where=valid) / jnp.maximum(valid.sum(), 1)
+
+
+def classification_loss(
+    model: nn.Module,
+    *,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    label_smoothing: float = 0.0,
+) -> LossFn:
+    """Returns the classification task's `loss_fn(params, batch_stats, batch, key, train=True)`.
+
+    The batch holds `image` [b, h, w, c], uint8 or float in [0, 1], `label` int [b] and, where it is
+    padded, `valid` bool [b]. Pictures are normalised to `(x - mean) / std` inside the function. The
+    metrics are `loss` and `accuracy`.
+    """
+
+    def loss_fn(params, batch_stats, batch: Batch, key, train: bool = True):
+        images = normalize_images(jnp.asarray(batch["image"]), mean, std)
+        valid = batch.get("valid")
+        if valid is not None:
+            images = jnp.where(valid[:, None, None, None], images, 0.0)
+        variables = {"params": params, "batch_stats": batch_stats}
+        if train:
+            logits, updated = model.apply(
+                variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+            )
+            batch_stats = updated.get("batch_stats", batch_stats)
+        else:
+            logits = model.apply(variables, images, train=False)
+        labels = jnp.asarray(batch["label"])
+        loss = cross_entropy(logits, labels, valid, label_smoothing)
+        metrics = {"loss": loss, "accuracy": accuracy(logits, labels, valid)}
+        return loss, (batch_stats, metrics)
+
+    return loss_fn

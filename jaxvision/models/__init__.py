@@ -1,0 +1,5 @@
+"""Linen modules: pictures in, raw outputs out. `get_model(name)` builds one."""
+
+from jaxvision.models.zoo import get_model, list_models
+
+__all__ = ["get_model", "list_models"]

@@ -1,0 +1,43 @@
+"""Every model by name: one explicit dictionary, name -> builder of a linen module."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from jaxvision.errors import UserError
+from jaxvision.models.lenet import LeNet
+from jaxvision.models.mlp import MLP
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "lenet": LeNet,
+    "mlp": MLP,
+}
+
+
+def list_models() -> list[str]:
+    """Returns the names that `get_model` takes, sorted."""
+    return sorted(MODELS)
+
+
+def get_model(name: str, **options) -> nn.Module:
+    """Returns the linen module called `name`, built with `options` (`num_classes=…`, widths, …).
+
+    Lists in the options become tuples, so that options read from JSON rebuild the same module.
+    Raises `UserError` for an unknown name, with the nearest known ones, and for an unknown option.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=3)
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list_models())}"
+        )
+        raise UserError(f"unknown model {name!r}; {hint}")
+    builder = MODELS[name]
+    known = [p for p in inspect.signature(builder).parameters if p not in ("parent", "name")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UserError(
+            f"model {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    return builder(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})

@@ -1,0 +1,47 @@
+"""The whole state of a training run, as arrays: nothing in it that a checkpoint could not hold."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxvision.types import Variables
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a train step takes and returns.
+
+    `step` counts optimiser updates (int32 scalar). `ema`, where asked for, holds the exponential
+    moving average of `params` and `batch_stats`, and is what evaluation and prediction then use.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The model's variables to evaluate with: the moving average where there is one."""
+        if self.ema is not None:
+            return self.ema
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(
+    variables: Variables, tx: optax.GradientTransformation, *, ema: bool = False
+) -> TrainState:
+    """Returns the state at step 0 of training `variables` with `tx`.
+
+    The arrays are copied, because a train step donates its state: `variables` stays usable.
+    """
+    params = jax.tree.map(jnp.array, variables["params"])
+    batch_stats = jax.tree.map(jnp.array, variables.get("batch_stats", {}))
+    average = None
+    if ema:
+        average = jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats})
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)

@@ -1,0 +1,27 @@
+"""Names shared by every part: arrays, variables, batches, and the shape of a loss function.
+
+Axis letters in shape annotations, everywhere in the library:
+b batch, h height, w width, c channels, n boxes or RoIs, m ground truths, k classes, a anchors.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+Batch = Mapping[str, Any]
+"""Arrays by name, batch axis first: `image` uint8 or float [b, h, w, c], `label` int
+[b], and, where a batch is padded to its fixed size, `valid` bool [b]."""
+
+Variables = Mapping[str, Any]
+"""A linen model's variables: `params` and, where the model has BatchNorm, `batch_stats`."""
+
+Metrics = dict[str, Any]
+
+LossFn = Callable[..., tuple[jax.Array, tuple[Any, Metrics]]]
+"""`(params, batch_stats, batch, key, train=True) -> (loss, (batch_stats, metrics))`.
+
+The loss and every metric are means over the batch's valid examples."""
