@@ -1,0 +1,185 @@
+"""What every classification experiment does: data to batches, model to steps, the loop, the report.
+
+The experiments beside this file choose the data, the model and the optimiser.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvision.data import ArrayDataset, Batches
+from jaxvision.errors import UserError, describe_os_error
+from jaxvision.losses import classification_loss
+from jaxvision.models import get_model
+from jaxvision.predict import Predictor
+from jaxvision.report import read_records, write_classification_report
+from jaxvision.train import create_state, evaluate, fit, make_eval_step, make_train_step
+from jaxvision.train.checkpoint import CheckpointStore
+from jaxvision.train.log import RunLog
+from jaxvision.train.optim import LearningRate
+from jaxvision.train.resident import RESIDENT_LIMIT, ResidentData
+from jaxvision.train.run import Run, read_config
+
+EVAL_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classifier to train: `options` build `model`, `mean` and `std` normalise its pictures."""
+
+    model: str
+    options: Mapping[str, Any]
+    train: Batches
+    validation: ArrayDataset
+    tx: Any
+    learning_rate: LearningRate
+    epochs: int
+    seed: int
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+    best: str = "val/loss"
+    ema_decay: float | None = None
+    accumulate: int = 1
+
+
+def train_classifier(
+    task: Task,
+    run: Run,
+    *,
+    title: str,
+    log_every: int,
+    checkpoint_every: int | None = None,
+    workers: int = 0,
+    line: Callable[[dict[str, Any]], str | None] | None = None,
+) -> dict[str, float]:
+    """Trains `task` in `run`'s folder, from its last checkpoint where it has one, and reports.
+
+    Returns the final validation metrics. Where a signal stopped the run, says how to resume it and
+    exits with 128 + the signal's number, as a shell expects.
+    """
+    dataset, batches = task.train.dataset, task.train
+    class_names = list(dataset.class_names)
+    options = {**task.options, "num_classes": len(class_names)}
+    # Before anything is written: a model that does not fit the pictures is refused here.
+    model = get_model(task.model, **options)
+    variables = model.init(
+        jax.random.key(task.seed), jnp.zeros((1, *dataset.images.shape[1:]), jnp.float32)
+    )
+    run.write_config(
+        data_source=dataset.source, train_pictures=len(dataset), class_names=class_names
+    )
+    meta = {
+        "model": task.model,
+        "options": options,
+        "input_shape": dataset.images.shape[1:],
+        "class_names": class_names,
+        "mean": task.mean,
+        "std": task.std,
+        "dataset": dataset.name,
+        "source": dataset.source,
+    }
+    loss_fn = classification_loss(model, mean=task.mean, std=task.std)
+    state = create_state(variables, task.tx, ema=task.ema_decay is not None)
+    resident = batches.transform is None and dataset.images.nbytes <= RESIDENT_LIMIT
+    data = ResidentData(batches) if resident else batches
+    train_step = make_train_step(
+        loss_fn,
+        task.tx,
+        seed=task.seed,
+        accumulate=task.accumulate,
+        ema_decay=task.ema_decay,
+        select=data.select if resident else None,
+    )
+    validate = _validation(loss_fn, task.validation)
+
+    with CheckpointStore(run.path, best=task.best) as store:
+        if run.resumed and store.steps():
+            state = store.restore(like=state)
+        start, total = int(state.step), task.epochs * batches.steps_per_epoch
+        with RunLog(run.path, start_step=start, line=line) as log:
+            number = sum(x.size for x in jax.tree.leaves(state.params))
+            log.say(
+                f"{task.model}: {number:,} parameters; {len(dataset):,} pictures, {total:,} steps"
+            )
+            log.say(f"run folder: {run.path}")
+            if start:
+                log.say(f"going on from step {start}")
+            result = fit(
+                state,
+                train_step,
+                data,
+                steps=total,
+                steps_per_epoch=batches.steps_per_epoch,
+                batch_size=batches.batch_size,
+                evaluate=validate,
+                schedule=task.learning_rate if callable(task.learning_rate) else None,
+                log=log,
+                store=store,
+                meta=meta,
+                log_every=log_every,
+                checkpoint_every=checkpoint_every,
+                workers=0 if resident else workers,
+            )
+    if result.stopped_by:
+        step = int(result.state.step)
+        print(f"stopped by {result.stopped_by.name} after step {step}, saved; go on with:")
+        print(f"  {run.resume_command()}")
+        raise SystemExit(128 + result.stopped_by)
+    metrics = validate(result.state)
+    write_report(run.path, title, task.validation)
+    return metrics
+
+
+def write_report(run_dir: Path, title: str, validation: ArrayDataset) -> None:
+    """Predicts the validation set with the best checkpoint and writes report.html and samples."""
+    predictor = Predictor.from_checkpoint(run_dir, which="best")
+    since = time.perf_counter()
+    probabilities = predictor.probabilities(validation.images)
+    seconds = time.perf_counter() - since
+    records = read_records(run_dir / "metrics.jsonl")
+    path = write_classification_report(
+        run_dir,
+        title=title,
+        config=read_config(run_dir),
+        records=records,
+        labels=validation.labels,
+        probabilities=probabilities,
+        images=validation.images,
+        class_names=validation.class_names,
+        throughput={"prediction, pictures a second": len(validation) / seconds},
+    )
+    samples = write_samples(run_dir / "samples", validation)
+    print(f"report: {path}")
+    print(f"sample pictures: {samples}")
+
+
+def write_samples(folder: Path, dataset: ArrayDataset) -> Path:
+    """Writes the first picture of each class as a PNG, to try `python -m jaxvision predict` on."""
+    try:
+        folder.mkdir(exist_ok=True)
+        for label, name in enumerate(dataset.class_names):
+            rows = np.flatnonzero(dataset.labels == label)
+            if rows.size:
+                file = folder / f"{label}-{name.lower().replace('/', '-').replace(' ', '-')}.png"
+                picture = dataset.images[rows[0]][..., ::-1]  # OpenCV writes BGR
+                file.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {describe_os_error(error)}") from error
+    return folder
+
+
+def _validation(loss_fn, dataset: ArrayDataset):
+    """Returns `state -> metrics` over the whole data set, which stays on the device."""
+    size = min(EVAL_BATCH, len(dataset))
+    batches = Batches(dataset, batch_size=size, shuffle=False)
+    data = ResidentData(batches)
+    eval_step = make_eval_step(loss_fn, select=data.select)
+    steps = range(batches.steps_per_epoch)
+    return lambda state: evaluate(eval_step, state, ((data(n), n) for n in steps))

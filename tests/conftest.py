@@ -1,0 +1,63 @@
+"""Shared by all tests: one CPU backend, strict numerics, one compile cache for all workers."""
+
+import importlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+# Before jax is imported: the suite must not depend on the machine's devices or reach the network.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAXVISION_OFFLINE"] = "1"
+CACHE = Path(os.environ.get("JAXVISION_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxvision-tests"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax
+import pytest
+
+# Broadcasting (n,) against (b, n) by accident is the commonest silent mistake in array code.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A data folder for this run of the suite, shared by its workers. Not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    return base / "datasets"
+
+
+@pytest.fixture(scope="session")
+def experiment():
+    """Imports an experiment as its script would be: with experiments/ on the path."""
+
+    def load(name):
+        sys.path.insert(0, str(EXPERIMENTS))
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.remove(str(EXPERIMENTS))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def trained_run(experiment, data_dir, tmp_path_factory):
+    """The folder of a run of experiments/fashion_mnist.py: two epochs on the embedded pictures."""
+    fashion_mnist = experiment("fashion_mnist")
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    config = fashion_mnist.Config(
+        epochs=2,
+        batch_size=50,
+        learning_rate=0.02,
+        data="embedded",
+        data_dir=data_dir,
+        run_dir=run_dir,
+        log_every=50,
+    )
+    fashion_mnist.main(config)
+    return run_dir
