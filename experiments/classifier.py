@@ -3,6 +3,7 @@
 The experiments beside this file choose the data, the model and the optimiser.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def train_classifier(
     log_every: int,
     checkpoint_every: int | None = None,
     workers: int = 0,
+    report: bool = True,
     line: Callable[[dict[str, Any]], str | None] | None = None,
 ) -> dict[str, float]:
     """Trains `task` in `run`'s folder, from its last checkpoint where it has one, and reports.
@@ -133,17 +135,25 @@ def train_classifier(
         print(f"  {run.resume_command()}")
         raise SystemExit(128 + result.stopped_by)
     metrics = validate(result.state)
-    write_report(run.path, title, task.validation)
+    if report:
+        write_report(run.path, title, batches, task.validation)
     return metrics
 
 
-def write_report(run_dir: Path, title: str, validation: ArrayDataset) -> None:
-    """Predicts the validation set with the best checkpoint and writes report.html and samples."""
+def write_report(run_dir: Path, title: str, train: Batches, validation: ArrayDataset) -> None:
+    """Predicts the validation set with the best checkpoint; writes report.html and samples."""
     predictor = Predictor.from_checkpoint(run_dir, which="best")
+    predictor.probabilities(validation.images[:EVAL_BATCH])  # compiles
     since = time.perf_counter()
     probabilities = predictor.probabilities(validation.images)
     seconds = time.perf_counter() - since
     records = read_records(run_dir / "metrics.jsonl")
+    throughput = {"predicted pictures a second": len(validation) / seconds}
+    rates = [r["train/examples_per_second"] for r in records if "train/examples_per_second" in r]
+    if rates:
+        rate = statistics.median(rates)
+        throughput["ms_per_step"] = 1000 * train.batch_size / rate
+        throughput["seconds_per_epoch"] = len(train.dataset) / rate
     path = write_classification_report(
         run_dir,
         title=title,
@@ -153,7 +163,8 @@ def write_report(run_dir: Path, title: str, validation: ArrayDataset) -> None:
         probabilities=probabilities,
         images=validation.images,
         class_names=validation.class_names,
-        throughput={"prediction, pictures a second": len(validation) / seconds},
+        throughput=throughput,
+        notes=[f"Predictions are those of the best checkpoint, step {predictor.meta['step']:,}."],
     )
     samples = write_samples(run_dir / "samples", validation)
     print(f"report: {path}")
@@ -181,5 +192,4 @@ def _validation(loss_fn, dataset: ArrayDataset):
     batches = Batches(dataset, batch_size=size, shuffle=False)
     data = ResidentData(batches)
     eval_step = make_eval_step(loss_fn, select=data.select)
-    steps = range(batches.steps_per_epoch)
-    return lambda state: evaluate(eval_step, state, ((data(n), n) for n in steps))
+    return lambda state: evaluate(eval_step, state, data.epoch())

@@ -60,6 +60,8 @@ class Config:
     """The run folder, by default runs/fashion_mnist/<time>."""
     resume: bool = False
     """Go on with the run in --run-dir, or with the newest one."""
+    report: bool = True
+    """Write report.html and sample pictures at the end."""
     checkpoint_every: int | None = None
     """Save a checkpoint every so many steps, besides the one at each epoch's end."""
     log_every: int | None = None
@@ -98,15 +100,16 @@ def main(config: Config) -> dict[str, float]:
         ema_decay=config.ema_decay,
         accumulate=config.accumulate,
     )
-    run = Run("fashion_mnist", config, run_dir=config.run_dir, resume=config.resume)
-    metrics = train_classifier(
-        task,
-        run,
-        title="GarmentClassifier on Fashion-MNIST",
-        log_every=config.log_every or max(1, batches.steps_per_epoch // 15),
-        checkpoint_every=config.checkpoint_every,
-        workers=config.workers,
-    )
+    with Run("fashion_mnist", config, run_dir=config.run_dir, resume=config.resume) as run:
+        metrics = train_classifier(
+            task,
+            run,
+            title="GarmentClassifier on Fashion-MNIST",
+            log_every=config.log_every or max(1, batches.steps_per_epoch // 15),
+            checkpoint_every=config.checkpoint_every,
+            workers=config.workers,
+            report=config.report,
+        )
     print(
         f"validation: loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%} "
         f"after {config.epochs} epochs"

@@ -39,6 +39,8 @@ class Config:
     """The run folder, by default runs/quickstart/<time>."""
     resume: bool = False
     """Go on with the run in --run-dir, or with the newest one."""
+    report: bool = True
+    """Write report.html and sample pictures at the end."""
 
 
 def main(config: Config) -> dict[str, float]:
@@ -57,7 +59,6 @@ def main(config: Config) -> dict[str, float]:
         epochs=config.epochs,
         seed=config.seed,
     )
-    run = Run("quickstart", config, run_dir=config.run_dir, resume=config.resume)
 
     def course_line(record: dict[str, Any]) -> str | None:
         """One of the tutorial's lines: the loss of every 100th batch, and the test at the end."""
@@ -73,9 +74,15 @@ def main(config: Config) -> dict[str, float]:
         seen = batch * config.batch_size
         return f"{heading}loss: {record['train/loss']:>7f}  [{seen:>5d}/{len(train):>5d}]"
 
-    metrics = train_classifier(
-        task, run, title="Quickstart: MLP on Fashion-MNIST", log_every=1, line=course_line
-    )
+    with Run("quickstart", config, run_dir=config.run_dir, resume=config.resume) as run:
+        metrics = train_classifier(
+            task,
+            run,
+            title="Quickstart: MLP on Fashion-MNIST",
+            log_every=1,
+            report=config.report,
+            line=course_line,
+        )
     print("Done!")
     return metrics
 

@@ -81,7 +81,6 @@ def predict(command: Predict) -> None:
     others are still predicted, and the exit status is 1."""
     files = find_pictures(command.pictures)
     predictor = _predictor(command.run, command.which)
-    table = Table("picture", "class", "probability", "then")
     results, failed = [], 0
     hidden = len(files) < 20 or not sys.stderr.isatty()
     for file in track(files, "predicting", console=Console(stderr=True), disable=hidden):
@@ -92,8 +91,7 @@ def predict(command: Predict) -> None:
             failed += 1
             continue
         top = prediction.top(command.top)
-        then = ", ".join(f"{name} {score:.1%}" for name, score in top[1:])
-        table.add_row(str(file), prediction.name, f"{prediction.score:.1%}", then)
+        print(f"{file}: {', '.join(f'{name} {score:.1%}' for name, score in top)}")
         results.append(
             {
                 "picture": str(file),
@@ -104,7 +102,6 @@ def predict(command: Predict) -> None:
                 ),
             }
         )
-    Console().print(table)
     if command.json is not None:
         try:
             command.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

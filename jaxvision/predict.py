@@ -82,9 +82,9 @@ class Predictor:
     def __call__(self, pictures: Sequence[Picture]) -> list[Classification]: ...
     def __call__(self, pictures):
         """Returns what the model says of one picture, or a list for a list of them."""
-        one = isinstance(pictures, str | Path) or (
-            isinstance(pictures, np.ndarray) and pictures.ndim <= 3
-        )
+        one = isinstance(pictures, str | Path | np.ndarray)
+        if not one and not len(pictures):
+            return []
         batch = np.stack([self.prepare(p) for p in ([pictures] if one else pictures)])
         results = [Classification(p, self.class_names) for p in self.probabilities(batch)]
         return results[0] if one else results
@@ -98,6 +98,11 @@ class Predictor:
             raise TypeError(f"expected a uint8 picture [h, w, c], got {picture.dtype}")
         if picture.ndim == 2:
             picture = picture[:, :, None]
+        if picture.ndim != 3 or picture.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"expected a picture [h, w, 1 or 3], got shape {list(picture.shape)}; give several "
+                f"pictures as a list"
+            )
         if picture.shape == self.input_shape:
             return picture
         grey = picture.shape[-1] == 1

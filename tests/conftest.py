@@ -9,12 +9,12 @@ from pathlib import Path
 # Before jax is imported: the suite must not depend on the machine's devices or reach the network.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAXVISION_OFFLINE"] = "1"
-CACHE = Path(os.environ.get("JAXVISION_TEST_CACHE", Path(tempfile.gettempdir()) / "jaxvision-tests"))
+CACHE = Path(tempfile.gettempdir()) / "jaxvision-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Broadcasting (n,) against (b, n) by accident is the commonest silent mistake in array code.
 jax.config.update("jax_numpy_rank_promotion", "raise")

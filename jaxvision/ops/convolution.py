@@ -42,6 +42,8 @@ def conv2d(
     The same values on every backend. On the CPU a convolution of a single channel runs as patches
     times a matrix, which XLA does faster there than its own convolution.
     """
+    for size, f, s, p in zip(x.shape[1:3], kernel.shape[:2], stride, padding, strict=True):
+        conv_output_size(size, f, s, p)  # XLA would return an empty array where nothing fits
     single_channel = x.shape[-1] == 1 and groups == 1 and stride == (1, 1)
     if single_channel and jax.default_backend() == "cpu":
         return _conv2d_by_patches(x, kernel, padding)

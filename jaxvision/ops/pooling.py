@@ -20,7 +20,9 @@ def max_pool(
     Padding is with -inf, alike on both sides, and at most half the window. NaN wins, as in torch.
     Where several pixels of a window are equal, the first in row-major order gets all of the
     gradient; ReLU makes such ties everywhere, and plain autodiff of a maximum would split the
-    gradient between them.
+    gradient between them. Only the gradient of two oddities is not torch's: a window of nothing but
+    -inf that reaches into the padding passes none on, and of several NaN in a window of more than
+    127 pixels another one gets it.
 
     >>> x = jnp.arange(16.0).reshape(4, 4, 1)
     >>> max_pool(x, 2)[..., 0].tolist()

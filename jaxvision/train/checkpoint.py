@@ -231,8 +231,8 @@ def load_checkpoint(
     """Returns `(model, variables, meta)` of a run folder, which needs nothing but the folder.
 
     The architecture comes from the checkpoint's meta, the variables are those to predict with (the
-    moving average where there is one), and `meta` has whatever the run saved: class names, mean and
-    std, config.
+    moving average where there is one), and `meta` has whatever the run saved (class names, mean and
+    std), and the `step`.
     """
     # Imported here: this function is the one place of train/ that turns a name into a model.
     from jaxvision.models import get_model
@@ -249,7 +249,7 @@ def load_checkpoint(
         images = jax.ShapeDtypeStruct((1, *meta["input_shape"]), np.float32)
         like = jax.eval_shape(model.init, jax.random.key(0), images)
         variables = store.restore_variables(like, which)
-    return model, variables, meta
+        return model, variables, {**meta, "step": store.step(which)}
 
 
 def save_variables(path: str | Path, variables: Variables) -> None:

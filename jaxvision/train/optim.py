@@ -83,6 +83,7 @@ def step_lr(
     >>> [round(float(schedule(step)), 3) for step in (0, 69, 70, 140)]
     [1.0, 1.0, 0.1, 0.01]
     """
+    _check_positive(step_size=step_size, steps_per_epoch=steps_per_epoch)
     return lambda step: learning_rate * gamma ** (step // (steps_per_epoch * step_size))
 
 
@@ -90,12 +91,14 @@ def multistep_lr(
     learning_rate: float, *, milestones: Sequence[int], gamma: float = 0.1, steps_per_epoch: int
 ) -> Schedule:
     """torch's MultiStepLR, stepped once an epoch: times `gamma` at each epoch of `milestones`."""
+    _check_positive(steps_per_epoch=steps_per_epoch)
     steps = jnp.asarray(milestones) * steps_per_epoch
     return lambda step: learning_rate * gamma ** (jnp.asarray(step) >= steps).sum()
 
 
 def cosine_lr(learning_rate: float, *, total_steps: int, final: float = 0.0) -> Schedule:
-    """torch's CosineAnnealingLR over `total_steps` updates (arXiv:1608.03983, eq. 5)."""
+    """torch's CosineAnnealingLR over `total_steps` updates (arXiv:1608.03983, eq. 5), then flat."""
+    _check_positive(total_steps=total_steps)
 
     def schedule(step):
         progress = jnp.minimum(jnp.asarray(step), total_steps) / total_steps
@@ -106,6 +109,7 @@ def cosine_lr(learning_rate: float, *, total_steps: int, final: float = 0.0) -> 
 
 def warmup(schedule: LearningRate, *, steps: int, start_factor: float = 0.001) -> Schedule:
     """torch's LinearLR in front: from `start_factor` of the rate to all of it."""
+    _check_positive(steps=steps)
 
     def warmed(step):
         rate = schedule(step) if callable(schedule) else schedule
@@ -113,3 +117,9 @@ def warmup(schedule: LearningRate, *, steps: int, start_factor: float = 0.001) -
         return rate * (start_factor + (1 - start_factor) * progress)
 
     return warmed
+
+
+def _check_positive(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"expected {name} of at least 1, got {count}")

@@ -4,12 +4,14 @@ A step's batch is then one entry of a table of row numbers, which changes once a
 values as `jaxvision.data.Batches` gives, so a run may switch between the two.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxvision.train.step import auto_mesh
 from jaxvision.types import Batch
 
 RESIDENT_LIMIT = 1 << 30
@@ -26,6 +28,7 @@ class ResidentData:
         if batches.transform is not None:
             raise ValueError("augmented on the host, a data set cannot be resident on the device")
         self._batches = batches
+        mesh = auto_mesh(mesh)
         self._sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         dataset = batches.dataset
         self._arrays = jax.device_put(
@@ -41,6 +44,11 @@ class ResidentData:
             self._order = jax.device_put(self._batches.padded_order(epoch), self._sharding)
             self._epoch = epoch
         return {**self._arrays, "order": self._order}
+
+    def epoch(self) -> Iterator[dict[str, Any]]:
+        """Yields what an evaluation step with `select` takes, for each batch of the first epoch."""
+        for step in range(self._batches.steps_per_epoch):
+            yield {**self(step), "step": step}
 
     def select(self, data: dict[str, Any], step: jax.Array) -> Batch:
         """Returns the batch of `step`, inside jit: the same as `batches(step)` on the host."""

@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -58,15 +59,19 @@ class Run:
             raise UserError(
                 f"cannot write to the run folder {self.path}: {describe_os_error(error)}"
             ) from error
+        self.resumed = exists
+        self._config = _plain(dataclasses.asdict(config))
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._check_same(self._config)
         except OSError as error:
+            self.close()
             raise UserError(
                 f"another process is writing to {self.path}; wait for it to end"
             ) from error
-        self.resumed = exists
-        self._config = _plain(dataclasses.asdict(config))
-        self._check_same(self._config)
+        except UserError:
+            self.close()
+            raise
 
     def write_config(self, **facts: Any) -> None:
         """Writes config.json: the config, and `facts` such as the source and size of the data."""
@@ -101,7 +106,17 @@ class Run:
         words = [w for w in sys.argv if w != "--resume"]
         if "--run-dir" not in words:
             words += ["--run-dir", str(self.path)]
-        return " ".join(["python", *words, "--resume"])
+        return shlex.join(["python", *words, "--resume"])
+
+    def close(self) -> None:
+        """Lets another process write to the folder, as the end of this one would."""
+        self._lock.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
 
 
 def newest_run(experiment: str, root: str | Path = "runs") -> Path:

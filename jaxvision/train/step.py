@@ -40,6 +40,7 @@ def make_train_step(
     mesh's `data` axis and replicates the rest. `select` makes the batch inside the step, from data
     on the device.
     """
+    mesh = auto_mesh(mesh)
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -73,13 +74,14 @@ def make_eval_step(
     """Returns jitted `(state, batch) -> metrics`: *sums* over valid examples, and `count`.
 
     Sums add up over batches of any size and padding; `evaluate` turns them into means. Nothing in
-    the state changes, and the moving average is used where there is one. With `select`, call it as
-    `(state, (data, step))`.
+    the state changes, and the moving average is used where there is one. With `select`,
+    the batch is the data and `step`, as `ResidentData.epoch` gives them.
     """
+    mesh = auto_mesh(mesh)
 
     def eval_step(state: TrainState, batch: Batch) -> Metrics:
         if select is not None:
-            batch = select(*batch)
+            batch = select(batch, batch["step"])
         batch = _shard(batch, mesh)
         variables = state.variables
         loss, (_, metrics) = loss_fn(
@@ -90,6 +92,11 @@ def make_eval_step(
         return {**sums, "count": count}
 
     return _jit(eval_step, mesh, sharded_batch=select is None)
+
+
+def auto_mesh(mesh: Mesh | None) -> Mesh | None:
+    """Returns the mesh with axes of type Auto; those of `jax.make_mesh` are Explicit by default."""
+    return None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
 
 
 def _check_ema(state: TrainState, ema_decay: float | None) -> None:
@@ -170,6 +177,8 @@ def _jit(function, mesh: Mesh | None, *, sharded_batch: bool, **options):
         if sharded_batch:
             _check_divides(batch, mesh)  # before jit does, in words of its own
         # jit would compile twice: for a new state, on one device, and for its own, on the mesh.
-        return jitted(jax.device_put(state, everywhere), batch)
+        if state.step.sharding != everywhere:
+            state = jax.device_put(state, everywhere)
+        return jitted(state, batch)
 
     return on_mesh

@@ -1,4 +1,4 @@
-"""A small training run for the tests to kill: `kill_target.py RUN_DIR`, goes on where it stopped."""
+"""A small training run for the tests to kill: `kill_target.py RUN_DIR` goes on where it was."""
 
 import sys
 
@@ -43,7 +43,7 @@ def main(run_dir: str) -> None:
                 data,
                 steps=STEPS,
                 steps_per_epoch=42,
-                evaluate=lambda s: evaluate(eval_step, s, ((data(n), n) for n in range(42))),
+                evaluate=lambda s: evaluate(eval_step, s, data.epoch()),
                 log=log,
                 store=store,
                 log_every=7,

@@ -137,7 +137,7 @@ def test_load_checkpoint_needs_only_the_folder(tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.save(state, metrics={"val_loss": 0.5}, meta=META)
     model, variables, meta = load_checkpoint(tmp_path)
-    assert meta == META
+    assert meta == {**META, "step": 1}
     images = jax.random.uniform(jax.random.key(0), (3, 28, 28, 1))
     own = get_model("lenet", **OPTIONS).apply({"params": state.params}, images)
     np.testing.assert_array_equal(model.apply(variables, images), own)
@@ -221,7 +221,7 @@ with exit_on_user_error(), CheckpointStore({run!r}) as store:
 
 
 def on_a_disk_of(size: str, script: str, place: Path) -> subprocess.CompletedProcess:
-    """Runs `script` where `place` is a disk of its own; the disk's files are copied out to `place`."""
+    """Runs `script` with a small disk at `place`/disk; its files are then in `place`/kept."""
     shell = f"""
         mkdir -p {place}/disk && mount -t tmpfs -o size={size} none {place}/disk || exit 77
         {sys.executable} -c "$SCRIPT" ; status=$?

@@ -1,4 +1,4 @@
-"""Killed anywhere, nothing lost: kill -9 at random moments, and in the middle of checkpoint writes."""
+"""Killed anywhere, nothing lost: kill -9 at random moments and inside checkpoint writes."""
 
 import json
 import random

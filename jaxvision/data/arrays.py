@@ -1,0 +1,36 @@
+"""A data set that fits in memory: pictures and labels as NumPy arrays."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt8
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayDataset:
+    """Labelled pictures in memory, and where they came from.
+
+    `images` are uint8 in [0, 255], `labels` index into `class_names`. `source` is one sentence for
+    people, such as "full set, local files in /usr/share/datasets/fashion-mnist".
+    """
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int32[np.ndarray, "n"]
+    class_names: tuple[str, ...]
+    name: str
+    split: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Int[np.ndarray, "m"]) -> "ArrayDataset":
+        """The examples at `indices`, in that order: for a validation split or a quick run.
+
+        >>> small = dataset.subset(np.arange(100))  # doctest: +SKIP
+        """
+        return replace(self, images=self.images[indices], labels=self.labels[indices])

@@ -1,0 +1,1 @@
+"""TFDS builders, one a data set. Import each from its own module: they load TFDS."""

@@ -1,0 +1,175 @@
+"""Batches as a pure function of (seed, step), so that resuming a run needs the step and no more.
+
+Randomness comes from Philox, counter-based: its key is (seed, epoch), and its 256-bit counter
+starts at a place of its own for the order and for each example's augmentation, so that no two
+overlap.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from jaxvision.data.arrays import ArrayDataset
+from jaxvision.data.transforms import Transform
+from jaxvision.errors import UserError
+
+T = TypeVar("T")
+ORDER, AUGMENTATION = 0, 1
+
+
+def epoch_order(
+    size: int, *, seed: int, epoch: int, shuffle: bool = True
+) -> Int32[np.ndarray, "{size}"]:
+    """The order in which an epoch visits `size` examples: a pure function of its arguments.
+
+    It sorts Philox's raw 64-bit words, which NumPy promises never to change; its `permutation` has
+    no such promise. So an order stays what it is across NumPy versions and platforms.
+
+    >>> epoch_order(5, seed=0, epoch=0, shuffle=False).tolist()
+    [0, 1, 2, 3, 4]
+    """
+    if not shuffle:
+        return np.arange(size, dtype=np.int32)
+    words = _philox(seed, epoch, ORDER, 0).random_raw(size)
+    return np.argsort(words, kind="stable").astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a data set in memory: call it with a step, from 0 on without an end.
+
+    `batches(step)` is `{"image": uint8 [b, h, w, c], "label": int32 [b]}`, a pure function of
+    `seed` and `step`; step `steps_per_epoch` begins the second epoch. Where `batch_size` does not
+    divide the data set, the last batch of an epoch is filled up with examples from the epoch's
+    start, and every batch has `valid`, bool [b], False for those; so all batches have one shape and
+    evaluation counts each example once. `drop_last` leaves that batch out instead.
+
+    `transform(example, rng)` augments each example on the host, with a generator of its own from
+    (seed, epoch, index in the data set), whatever the batch size. For evaluation: `shuffle=False`.
+
+    Raises `UserError` if `batch_size` is below 1 or above the size of the data set.
+
+    >>> batches = Batches(train, batch_size=64, seed=0)  # doctest: +SKIP
+    >>> batches(0)["image"].shape  # doctest: +SKIP
+    (64, 28, 28, 1)
+    """
+
+    dataset: ArrayDataset
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    transform: Transform | None = None
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"expected a batch size of at least 1, got {self.batch_size}")
+        if self.batch_size > len(self.dataset):
+            raise UserError(
+                f"expected a batch size of at most {len(self.dataset)}, the size of "
+                f"{self.dataset.name}'s {self.dataset.split} set, got {self.batch_size}: lower it"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether an epoch's last batch is filled up, and so every batch has `valid`."""
+        return self.steps_per_epoch * self.batch_size > len(self.dataset)
+
+    def padded_order(self, epoch: int) -> Int32[np.ndarray, "slots"]:
+        """The index of the example in each slot of an epoch, `steps_per_epoch * batch_size` long.
+
+        Batch s of the epoch is slots `[s * batch_size, (s + 1) * batch_size)`. Read-only.
+        """
+        slots = self.steps_per_epoch * self.batch_size
+        return _padded_order(len(self.dataset), slots, self.seed, epoch, self.shuffle)
+
+    @property
+    def valid_slots(self) -> Bool[np.ndarray, "slots"]:
+        """For each slot of an epoch, whether its example counts; the same in every epoch."""
+        return np.arange(self.steps_per_epoch * self.batch_size) < len(self.dataset)
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        if step < 0:
+            raise ValueError(f"expected a step of at least 0, got {step}")
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        start = step_in_epoch * self.batch_size
+        indices = self.padded_order(epoch)[start : start + self.batch_size]
+        if self.transform is None:
+            batch = {"image": self.dataset.images[indices], "label": self.dataset.labels[indices]}
+        else:
+            batch = self._augmented(epoch, indices)
+        if self.has_padding:
+            batch["valid"] = np.arange(start, start + self.batch_size) < len(self.dataset)
+        return batch
+
+    def _augmented(self, epoch: int, indices: Int32[np.ndarray, "b"]) -> dict[str, np.ndarray]:
+        assert self.transform is not None
+        examples = []
+        for index in indices:
+            # A copy, so that a transform that writes in place can't change the data set.
+            example = {
+                "image": self.dataset.images[index].copy(),
+                "label": self.dataset.labels[index],
+            }
+            rng = np.random.Generator(_philox(self.seed, epoch, AUGMENTATION, int(index)))
+            examples.append(self.transform(example, rng))
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def prefetch(
+    batch_at: Callable[[int], T], start: int, stop: int, *, workers: int = 2, depth: int = 4
+) -> Iterator[T]:
+    """Yields `batch_at(start)` to `batch_at(stop - 1)` in order, made ahead of time by threads.
+
+    At most `depth` batches are being made or waiting, besides the one handed out. An error in a
+    worker is raised, with its own traceback, where its batch would have come. Closing the iterator
+    ends the threads.
+
+    >>> list(prefetch(lambda step: step * step, 0, 5))
+    [0, 1, 4, 9, 16]
+    """
+    if workers < 1 or depth < 1:
+        raise ValueError(f"expected at least 1 worker and depth 1, got {workers} and {depth}")
+    return _prefetch(batch_at, start, stop, workers, depth)
+
+
+def _prefetch(
+    batch_at: Callable[[int], T], start: int, stop: int, workers: int, depth: int
+) -> Iterator[T]:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
+    try:
+        first = range(start, min(start + depth, stop))
+        pending = deque(pool.submit(batch_at, step) for step in first)
+        for step in range(start + depth, stop + depth):
+            if not pending:
+                break
+            batch = pending.popleft().result()
+            if step < stop:
+                pending.append(pool.submit(batch_at, step))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _philox(seed: int, epoch: int, purpose: int, index: int) -> np.random.Philox:
+    key = np.array([seed % 2**64, epoch], np.uint64)
+    # The lowest two of the four words are left to count in: 2^128 blocks before the next one's.
+    return np.random.Philox(key=key, counter=np.array([0, 0, index, purpose], np.uint64))
+
+
+@lru_cache(maxsize=8)
+def _padded_order(size: int, slots: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
+    order = np.resize(epoch_order(size, seed=seed, epoch=epoch, shuffle=shuffle), slots)
+    order.flags.writeable = False  # every caller gets this one array
+    return order

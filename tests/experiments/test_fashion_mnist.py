@@ -1,0 +1,181 @@
+"""experiments/fashion_mnist.py end to end, small: its files read back, its flags, its refusals."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxvision.errors import UserError
+from jaxvision.train.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def fashion_mnist(experiment):
+    return experiment("fashion_mnist")
+
+
+@pytest.fixture
+def small(fashion_mnist, data_dir, tmp_path):
+    """A configuration of eleven steps an epoch."""
+
+    def config(**changes):
+        values = {"epochs": 1, "batch_size": 1000, "learning_rate": 0.05, "data": "embedded"}
+        values |= {"data_dir": data_dir, "run_dir": tmp_path / "run", "log_every": 5}
+        values |= {"report": False}  # `trained_run` has one
+        return fashion_mnist.Config(**(values | changes))
+
+    return config
+
+
+def read_records(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def command(*flags):
+    return subprocess.run(
+        [sys.executable, "experiments/fashion_mnist.py", *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_run_leaves_all_its_files(trained_run):
+    config = json.loads((trained_run / "config.json").read_text())
+    assert config["batch_size"] == 50
+    assert config["data_source"].startswith("embedded")
+    assert config["class_names"][0] == "T-shirt/top"
+    records = read_records(trained_run)
+    assert [r["epoch"] for r in records if "val/loss" in r] == [1, 2]
+    last = records[-1]
+    assert last["step"] == 440
+    assert last["val/accuracy"] > 0.7  # 0.1 is chance; two epochs of 11,000 pictures
+    report = (trained_run / "report.html").read_text()
+    assert "Ankle Boot" in report
+    assert len(list((trained_run / "samples").glob("*.png"))) == 10
+    assert any((trained_run / "tensorboard").iterdir())
+    _, variables, meta = load_checkpoint(trained_run)
+    assert set(variables["params"]) == {"conv1", "conv2", "fc1", "fc2", "fc3"}
+    assert meta["mean"] == 0.5
+
+
+def test_stopped_and_resumed_equals_a_whole_run(fashion_mnist, small, tmp_path):
+    whole = fashion_mnist.main(small(epochs=2, augment=True, run_dir=tmp_path / "whole"))
+    fashion_mnist.main(small(augment=True))
+    resumed = fashion_mnist.main(small(epochs=2, augment=True, resume=True))
+    assert resumed == whole
+    a, b = (load_checkpoint(tmp_path / name, "latest")[1] for name in ("whole", "run"))
+    for layer in a["params"]:
+        for name in a["params"][layer]:
+            np.testing.assert_array_equal(a["params"][layer][name], b["params"][layer][name])
+    steps = [r["step"] for r in read_records(tmp_path / "run") if "val/loss" in r]
+    assert steps == [11, 22]
+
+
+def test_the_exercise_other_widths_kernels_and_depths(fashion_mnist, small, tmp_path):
+    fashion_mnist.main(small(features=(4, 8, 8), kernel_sizes=(3, 3, 3), padding=1, hidden=(16,)))
+    model, _, _ = load_checkpoint(tmp_path / "run")
+    assert model.features == (4, 8, 8)
+    assert model.hidden == (16,)
+
+
+def test_average_accumulation_and_schedule(fashion_mnist, small, tmp_path):
+    fashion_mnist.main(small(model="mlp", hidden=(8,), ema_decay=0.9, accumulate=4, cosine=True))
+    rates = [r["train/learning_rate"] for r in read_records(tmp_path / "run") if "train/loss" in r]
+    assert rates[0] > rates[-1] > 0
+    _, average, _ = load_checkpoint(tmp_path / "run")
+    assert average["params"]["fc1"]["kernel"].shape == (784, 8)
+
+
+def test_mistakes_are_refused_before_anything_is_written(fashion_mnist, small, tmp_path):
+    with pytest.raises(ValueError, match=r"convolution 3 .* does not fit: its input is 4x4"):
+        fashion_mnist.main(small(features=(4, 4, 4), kernel_sizes=(5, 5, 5)))
+    with pytest.raises(UserError, match=r"batch size of at most 11000.*got 20000"):
+        fashion_mnist.main(small(batch_size=20_000))
+    with pytest.raises(UserError, match="model 'mlp' has no option features"):
+        fashion_mnist.main(small(model="mlp", features=(3,)))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_another_models_run_folder_is_refused_and_untouched(fashion_mnist, small, tmp_path):
+    fashion_mnist.main(small())
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="model was 'lenet', now 'mlp'"):
+        fashion_mnist.main(small(model="mlp", resume=True))
+    with pytest.raises(UserError, match="holds a run already"):
+        fashion_mnist.main(small(model="mlp"))
+    (tmp_path / "run" / "config.json").unlink()  # even when nothing but the checkpoint tells
+    with pytest.raises(UserError, match="does not fit the model"):
+        fashion_mnist.main(small(model="mlp", resume=True))
+    after = {p: p.read_bytes() for p in before if p.exists()}
+    assert {p: b for p, b in before.items() if p.name != "config.json"} == {
+        p: b for p, b in after.items() if p.name != "config.json"
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source", "nowhere"], "error: .*nowhere"),
+        (["--data", "embedded", "--batch-size", "0"], "error: .*batch size of at least 1"),
+        (["--resume", "--run-dir", "nowhere"], "error: cannot resume: there is no run in nowhere"),
+    ],
+)
+def test_the_command_line_says_one_line_and_fails(flags, message, data_dir):
+    result = command(*flags, "--data-dir", data_dir)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    [line] = result.stderr.strip().splitlines()
+    assert re.search(message, line)
+
+
+def test_unknown_flags_and_help():
+    assert command("--epoch", "3").returncode == 2
+    result = command("--help")
+    assert result.returncode == 0
+    for flag in (
+        "--epochs",
+        "--batch-size",
+        "--seed",
+        "--data",
+        "--run-dir",
+        "--resume",
+        "--model",
+    ):
+        assert flag in result.stdout
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, data_dir):
+    run = tmp_path / "run"
+    flags = ["--data", "embedded", "--data-dir", data_dir, "--run-dir", run, "--log-every", "20"]
+    flags = [*map(str, flags), "--epochs", "1", "--batch-size", "10"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "experiments/fashion_mnist.py", *flags],
+        cwd=ROOT,
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        for line in process.stdout:
+            if line.startswith("epoch 1  step"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 128 + signal.SIGINT
+    assert "stopped by SIGINT after step" in rest
+    assert f"--run-dir {run}" in rest
+    resume = rest.strip().splitlines()[-1].split()
+    assert resume[0] == "python"
+    assert resume[-1] == "--resume"
+    result = command(*resume[2:])
+    assert result.returncode == 0, result.stderr
+    assert "going on from step" in result.stdout

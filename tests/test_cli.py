@@ -1,0 +1,88 @@
+"""The command line, in processes of its own: predict, evaluate, info and their refusals."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def jaxvision(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxvision", *map(str, arguments)],
+        env={**os.environ, "COLUMNS": "120", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_predict_classifies_the_sample_pictures(trained_run, tmp_path):
+    out = tmp_path / "predictions.json"
+    result = jaxvision("predict", trained_run, trained_run / "samples", "--json", out)
+    assert result.returncode == 0, result.stderr
+    predictions = json.loads(out.read_text())
+    assert len(predictions) == 10
+    right = 0
+    for p in predictions:
+        assert p["class"] in result.stdout
+        assert p["probability"] == pytest.approx(max(p["probabilities"].values()))
+        name = p["class"].lower().replace("/", "-").replace(" ", "-")
+        right += p["picture"].endswith(f"-{name}.png")
+    assert right >= 6
+
+
+def test_a_bad_picture_is_named_and_the_others_still_predicted(trained_run, tmp_path):
+    good = next((trained_run / "samples").glob("*.png")).read_bytes()
+    (tmp_path / "a.png").write_bytes(good)
+    (tmp_path / "b.png").write_bytes(good[:100])
+    result = jaxvision("predict", trained_run, tmp_path)
+    assert result.returncode == 1
+    assert "a.png" in result.stdout
+    assert "b.png" in result.stderr
+    assert "error: 1 of 2 pictures could not be read" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_evaluate_gives_the_figures_of_training(trained_run, data_dir):
+    result = jaxvision("evaluate", trained_run, "--data", "embedded", "--data-dir", data_dir)
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(s) for s in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    best = min((r for r in records if "val/loss" in r), key=lambda r: r["val/loss"])
+    expected = f"test: loss {best['val/loss']:.4f}, accuracy {best['val/accuracy']:.2%} of 2,000"
+    assert expected in result.stdout
+    assert "Ankle Boot" in result.stdout
+
+
+def test_info_names_model_and_checkpoints(trained_run):
+    result = jaxvision("info", trained_run)
+    assert result.returncode == 0, result.stderr
+    assert "lenet" in result.stdout
+    assert "Ankle Boot" in result.stdout
+    assert "best" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "{tmp}", "{run}/samples"], "error: no checkpoints in"),
+        (["predict", "{run}", "{tmp}/nothing.png"], "error: no such file or folder"),
+        (["predict", "{run}", "{tmp}"], "error: no pictures in"),
+        (["predict", "{run}", "{run}/samples", "--which", "77"], "error: no checkpoint 77"),
+        (["info", "{tmp}"], "is not a run folder"),
+    ],
+)
+def test_mistakes_are_one_line(trained_run, tmp_path, arguments, message):
+    words = [a.format(run=trained_run, tmp=tmp_path) for a in arguments]
+    result = jaxvision(*words)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_help_names_every_command():
+    result = jaxvision("--help")
+    assert result.returncode == 0
+    for command in ("predict", "evaluate", "info"):
+        assert command in result.stdout
