@@ -1,0 +1,218 @@
+"""Cross-entropy by hand and against float64, with poison in the padding; the task's loss_fn."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxvision.losses import classification_loss, cross_entropy
+from jaxvision.models import get_model
+
+POISON = [0.0, 1e9, np.nan]
+loss_and_gradient = jax.jit(jax.value_and_grad(cross_entropy), static_argnums=3)
+
+
+def examples(size=12, classes=5, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=3, size=(size, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, size).astype(np.int32)
+    valid = np.arange(size) % 3 != 1
+    return jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(valid)
+
+
+def slow_cross_entropy(logits, labels, valid, smoothing=0.0):
+    """Returns (loss, gradient) in float64, one example after the other."""
+    logits = np.asarray(logits, np.float64)
+    classes, count, loss = logits.shape[1], int(np.sum(valid)), 0.0
+    gradient = np.zeros_like(logits)
+    for i in np.flatnonzero(valid):
+        target = np.full(classes, smoothing / classes)
+        target[labels[i]] += 1 - smoothing
+        shifted = logits[i] - logits[i].max()
+        log_probabilities = shifted - np.log(np.exp(shifted).sum())
+        loss -= (target * log_probabilities).sum() / count
+        gradient[i] = (np.exp(log_probabilities) - target) / count
+    return loss, gradient
+
+
+def test_by_hand():
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
+    labels = jnp.array([0, 1])
+    loss = cross_entropy(logits, labels)
+    assert float(loss) == pytest.approx((np.log(2) + np.log(10)) / 2, rel=1e-6)
+    first_only = cross_entropy(logits, labels, jnp.array([True, False]))
+    assert float(first_only) == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_label_smoothing_by_hand():
+    # The target is (0.9, 0.1): a tenth of the weight moves, a fifth is shared by two classes.
+    logits = jnp.log(jnp.array([[0.75, 0.25]]))
+    loss = cross_entropy(logits, jnp.array([0]), None, 0.2)
+    assert float(loss) == pytest.approx(-0.9 * np.log(0.75) - 0.1 * np.log(0.25), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_loss_and_gradient_equal_float64(smoothing):
+    logits, labels, valid = examples()
+    got = loss_and_gradient(logits, labels, valid, smoothing)
+    expected = slow_cross_entropy(logits, labels, valid, smoothing)
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradients_equal_finite_differences(smoothing):
+    logits, labels, valid = examples()
+    loss = jax.jit(lambda x: cross_entropy(x, labels, valid, smoothing))
+    check_grads(loss, (logits,), order=1, modes=["rev"], eps=1e-2)
+
+
+def test_huge_logits_do_not_overflow():
+    logits = jnp.array([[1e4, -1e4, 0.0], [1e4, -1e4, 0.0]])
+    loss, gradient = loss_and_gradient(logits, jnp.array([0, 1]), None, 0.0)
+    assert float(loss) == pytest.approx(1e4)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("poison", POISON)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_padding_changes_neither_loss_nor_gradient(poison, smoothing):
+    logits, labels, valid = examples()
+    kept = loss_and_gradient(logits[valid], labels[valid], None, smoothing)
+    poisoned = jnp.where(valid[:, None], logits, poison)
+    bad_labels = jnp.where(valid, labels, -100)
+    loss, gradient = loss_and_gradient(poisoned, bad_labels, valid, smoothing)
+    np.testing.assert_allclose(loss, kept[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient[valid], kept[1], rtol=1e-5, atol=1e-8)
+    np.testing.assert_array_equal(gradient[~valid], 0)
+
+
+@pytest.mark.parametrize("poison", POISON)
+def test_without_a_valid_example_loss_and_gradient_are_zero(poison):
+    logits, labels, valid = examples()
+    got = loss_and_gradient(jnp.full_like(logits, poison), labels, jnp.zeros_like(valid), 0.1)
+    assert float(got[0]) == 0
+    np.testing.assert_array_equal(got[1], 0)
+
+
+def test_bfloat16_logits_give_a_float32_loss():
+    logits, labels, _ = examples()
+    loss = jax.jit(cross_entropy)(logits.astype(jnp.bfloat16), labels)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, jax.jit(cross_entropy)(logits, labels), rtol=0.02)
+
+
+def test_under_vmap():
+    batches = [examples(seed=seed) for seed in range(3)]
+    stacked = (jnp.stack(parts) for parts in zip(*batches, strict=True))
+    expected = [slow_cross_entropy(*batch)[0] for batch in batches]
+    np.testing.assert_allclose(jax.jit(jax.vmap(cross_entropy))(*stacked), expected, rtol=1e-5)
+
+
+class Normalised(nn.Module):
+    """A small classifier with what a task must carry: BatchNorm's statistics, and dropout."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(5)(x)
+
+
+def task_batch(size=12):
+    _, labels, valid = examples(size)
+    images = np.random.default_rng(2).integers(0, 256, (size, 6, 5, 1), dtype=np.uint8)
+    return {"image": images, "label": labels, "valid": valid}
+
+
+def built(model, **options):
+    """Returns (loss_fn, params, batch_stats)."""
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 6, 5, 1)))
+    loss_fn = jax.jit(classification_loss(model, **options), static_argnames="train")
+    return loss_fn, variables["params"], variables.get("batch_stats", {})
+
+
+mlp = partial(get_model, "mlp", hidden=(8,), num_classes=5)
+KEY = jax.random.key(1)
+
+
+@pytest.mark.parametrize("poison", POISON)
+@pytest.mark.parametrize("train", [True, False])
+def test_poison_in_padded_images_changes_neither_loss_nor_gradient(poison, train):
+    loss_fn, params, stats = built(mlp(), mean=0.3, std=0.4, label_smoothing=0.1)
+    grad = jax.jit(jax.value_and_grad(partial(loss_fn, train=train), has_aux=True))
+    batch = task_batch()
+    valid = batch["valid"]
+    kept = {name: x[valid] for name, x in batch.items() if name != "valid"}
+    (loss, (_, metrics)), gradients = grad(params, stats, kept, KEY)
+    poisoned = {
+        "image": jnp.where(valid[:, None, None, None], batch["image"] / 255.0, poison),
+        "label": jnp.where(valid, batch["label"], -1),
+        "valid": valid,
+    }
+    (padded_loss, (_, padded_metrics)), padded = grad(params, stats, poisoned, KEY)
+    np.testing.assert_allclose(padded_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(padded_metrics["accuracy"], metrics["accuracy"], rtol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), padded, gradients)
+
+
+def test_a_batch_of_padding_only_gives_zero():
+    loss_fn, params, stats = built(mlp())
+    batch = {**task_batch(), "valid": jnp.zeros(12, bool)}
+    grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (loss, (_, metrics)), gradients = grad(params, stats, batch, KEY)
+    assert float(loss) == float(metrics["accuracy"]) == 0
+    jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), gradients)
+
+
+def test_bytes_equal_floats_and_normalisation_is_applied():
+    loss_fn, params, stats = built(mlp(), mean=(0.3,), std=(0.4,))
+    batch = task_batch()
+    loss, _ = loss_fn(params, stats, batch, KEY)
+    floats = {**batch, "image": (batch["image"] / 255).astype(np.float32)}
+    np.testing.assert_allclose(loss_fn(params, stats, floats, KEY)[0], loss, rtol=1e-6)
+    normalised = {**batch, "image": (floats["image"] - np.float32(0.3)) / np.float32(0.4)}
+    plain, *_ = built(mlp())
+    np.testing.assert_allclose(plain(params, stats, normalised, KEY)[0], loss, rtol=1e-5)
+
+
+def test_metrics_are_loss_and_accuracy():
+    loss_fn, params, stats = built(mlp())
+    batch = task_batch()
+    loss, (_, metrics) = loss_fn(params, stats, batch, KEY)
+    assert set(metrics) == {"loss", "accuracy"}
+    assert float(metrics["loss"]) == float(loss)
+    logits = mlp().apply({"params": params}, jnp.asarray(batch["image"] / 255.0, jnp.float32))
+    right = np.argmax(logits, axis=1) == np.asarray(batch["label"])
+    assert float(metrics["accuracy"]) == pytest.approx(right[np.asarray(batch["valid"])].mean())
+
+
+def test_statistics_move_in_training_only():
+    loss_fn, params, stats = built(Normalised())
+    batch = {name: x for name, x in task_batch().items() if name != "valid"}
+    _, (moved, _) = loss_fn(params, stats, batch, KEY)
+    old, new = (s["BatchNorm_0"]["mean"] for s in (stats, moved))
+    layer = params["Dense_0"]
+    kernel, bias = np.asarray(layer["kernel"]), np.asarray(layer["bias"])
+    inputs = (batch["image"] / 255).reshape(12, -1) @ kernel + bias
+    np.testing.assert_allclose(new, 0.9 * old + 0.1 * inputs.mean(axis=0), rtol=1e-4, atol=1e-6)
+    _, (kept, _) = loss_fn(params, stats, batch, KEY, train=False)
+    jax.tree.map(np.testing.assert_array_equal, kept, stats)
+
+
+def test_the_key_drives_dropout_in_training_only():
+    loss_fn, params, stats = built(Normalised())
+    losses = {
+        train: [
+            float(loss_fn(params, stats, task_batch(), jax.random.key(seed), train=train)[0])
+            for seed in (0, 0, 1)
+        ]
+        for train in (True, False)
+    }
+    assert losses[True][0] == losses[True][1] != losses[True][2]
+    assert len(set(losses[False])) == 1

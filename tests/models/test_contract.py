@@ -1,0 +1,175 @@
+"""What every model of the zoo must do. A new model needs one line in MODELS here."""
+
+import json
+import math
+import re
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxvision.errors import UserError
+from jaxvision.losses import classification_loss
+from jaxvision.models import get_model, list_models
+from jaxvision.train import create_state, make_train_step
+
+MODELS = {  # parameters with the default options, [h, w, c] of a picture, other options to try
+    "lenet": (44_426, (28, 28, 1), {"features": [4, 8, 8], "kernel_sizes": [3, 3, 3]}),
+    "mlp": (669_706, (28, 28, 1), {"hidden": [32, 16, 8]}),
+}
+
+every_model = pytest.mark.parametrize("name", list_models())
+
+
+@cache
+def made(name):
+    """Returns the model with its default options, and its variables."""
+    model = get_model(name)
+    return model, jax.jit(model.init)(jax.random.key(0), pictures(name, 1))
+
+
+def pictures(name, size, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.random((size, *MODELS[name][1])), jnp.float32)
+
+
+def modules(params, path=()):
+    """Yields (path, parameters) of each layer that has a kernel."""
+    if "kernel" in params:
+        yield "/".join(path), params
+    for key, inner in params.items():
+        if isinstance(inner, dict):
+            yield from modules(inner, (*path, key))
+
+
+def test_every_model_is_tested():
+    assert list_models() == sorted(MODELS)
+
+
+@every_model
+def test_parameter_count_and_dtype(name):
+    leaves = jax.tree.leaves(made(name)[1]["params"])
+    assert sum(x.size for x in leaves) == MODELS[name][0]
+    assert {x.dtype for x in leaves} == {jnp.dtype("float32")}
+
+
+@every_model
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_output_shape(name, num_classes):
+    model = get_model(name, num_classes=num_classes)
+    logits, _ = jax.eval_shape(
+        lambda key, x: model.init_with_output(key, x), jax.random.key(0), pictures(name, 3)
+    )
+    assert (logits.shape, logits.dtype) == ((3, num_classes), jnp.float32)
+
+
+@every_model
+def test_evaluation_and_training_mode(name):
+    model, variables = made(name)
+    x = pictures(name, 4)
+    evaluated = jax.jit(lambda x: model.apply(variables, x, train=False))
+    logits = evaluated(x)
+    rngs = {"dropout": jax.random.key(1)}
+    trained, updated = jax.eval_shape(
+        lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs), x
+    )
+    assert trained.shape == logits.shape
+    assert jax.tree.structure(updated.get("batch_stats", {})) == jax.tree.structure(
+        variables.get("batch_stats", {})
+    )
+    # In evaluation a picture's logits do not depend on its neighbours in the batch.
+    np.testing.assert_allclose(evaluated(x.at[2:].set(9.0))[:2], logits[:2], rtol=1e-5, atol=1e-6)
+
+
+@every_model
+def test_compiles_once(name):
+    model, variables = made(name)
+    apply = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+    results = [apply(variables, pictures(name, 2, seed)) for seed in range(3)]
+    assert apply._cache_size() == 1
+    assert not np.array_equal(results[0], results[1])
+
+
+@every_model
+def test_bfloat16_switches_the_computation_and_not_the_parameters(name):
+    model, variables = get_model(name, dtype=jnp.bfloat16), made(name)[1]
+    x = pictures(name, 2)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert {p.dtype for p in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+    def loss(params):
+        return model.apply({**variables, "params": params}, x, train=False).sum()
+
+    lowered = jax.jit(jax.value_and_grad(loss)).lower(variables["params"])
+    products = re.findall(
+        r"stablehlo\.(?:dot_general|convolution)\b.*-> tensor<.*x(\w+)>", lowered.as_text()
+    )
+    assert len(products) >= 3
+    assert set(products) == {"bf16"}
+    gradients = jax.eval_shape(jax.grad(loss), variables["params"])
+    assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+    logits, expected = (
+        jax.jit(lambda x, m=m: m.apply(variables, x, train=False))(x)
+        for m in (model, made(name)[0])
+    )
+    np.testing.assert_allclose(logits.astype(jnp.float32), expected, atol=0.02)
+    assert logits.dtype == jnp.bfloat16
+
+
+@every_model
+def test_initial_values_are_torchs_uniform(name):
+    shares = []
+    for path, layer in modules(made(name)[1]["params"]):
+        bound = 1 / math.sqrt(math.prod(layer["kernel"].shape[:-1]))
+        kernel, bias = (np.asarray(layer[key]).ravel() / bound for key in ("kernel", "bias"))
+        assert np.abs(kernel).max() <= 1, path
+        assert np.abs(bias).max() <= 1, path
+        assert np.abs(kernel).max() > 0.9, path
+        assert abs(kernel.std() * math.sqrt(3) - 1) < 4 / math.sqrt(kernel.size), path
+        assert abs(kernel.mean()) < 4 / math.sqrt(3 * kernel.size), path
+        shares.append(bias)
+    biases = np.concatenate(shares)  # each layer has few
+    assert np.abs(biases).max() > 0.9
+    assert abs(biases.std() * math.sqrt(3) - 1) < 4 / math.sqrt(biases.size)
+
+
+@every_model
+def test_overfits_one_batch(name):
+    model, variables = made(name)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (16, *MODELS[name][1]), dtype=np.uint8),
+        "label": rng.integers(0, 10, 16).astype(np.int32),
+    }
+    tx = optax.adam(2e-3)
+    state = create_state(variables, tx)
+    train_step = make_train_step(classification_loss(model, mean=0.5, std=0.5), tx)
+    for _ in range(60):
+        state, metrics = train_step(state, batch)
+    assert float(metrics["accuracy"]) > 0.95
+    assert float(metrics["loss"]) < 0.5
+
+
+@every_model
+def test_options_from_json_build_the_same_module(name):
+    options = {**MODELS[name][2], "num_classes": 7, "dtype": "bfloat16"}
+    read = get_model(name, **json.loads(json.dumps(options)))
+    written = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    assert read == get_model(name, **written)
+    hash(read)  # jit needs it of a static argument, and a list has none
+    logits, _ = jax.eval_shape(read.init_with_output, jax.random.key(0), pictures(name, 2))
+    assert (logits.shape, logits.dtype) == ((2, 7), jnp.bfloat16)
+
+
+def test_unknown_names_and_options():
+    with pytest.raises(UserError, match=r"unknown model 'lennet'; did you mean lenet\?"):
+        get_model("lennet")
+    with pytest.raises(UserError, match=r"unknown model 'zzz'; known: .*lenet.*mlp"):
+        get_model("zzz")
+    with pytest.raises(UserError, match=r"'mlp' has no option depth, width; it has .*hidden"):
+        get_model("mlp", width=3, depth=2)
+    with pytest.raises(UserError, match="no option parent"):  # linen's own field
+        get_model("mlp", parent=None)

@@ -1,0 +1,156 @@
+"""conv_output_size against counting, conv2d against loops, its two routes against each other."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxvision.ops import conv2d, conv_output_size
+
+CASES = [  # (h, w), kernel, stride, padding, groups, channels
+    ((5, 6), (3, 3), (1, 1), (0, 0), 1, 3),
+    ((7, 5), (3, 2), (2, 1), (1, 0), 1, 2),
+    ((6, 9), (5, 5), (2, 3), (2, 2), 1, 4),
+    ((6, 7), (3, 3), (1, 2), (1, 2), 2, 4),
+    ((4, 4), (3, 3), (1, 1), (1, 1), 6, 6),  # depthwise
+    ((1, 1), (1, 1), (1, 1), (0, 0), 1, 1),
+    ((5, 4), (5, 4), (1, 1), (0, 0), 1, 1),  # one output pixel
+    ((6, 5), (3, 2), (1, 1), (1, 2), 1, 1),
+    ((6, 5), (3, 2), (2, 2), (1, 2), 1, 1),  # a single channel, but a stride
+]
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def slow_conv2d(x, kernel, stride, padding, groups):
+    (b, _, _, c), (fh, fw, c_in, k) = x.shape, kernel.shape
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    x = np.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
+    out_h = len(range(0, x.shape[1] - fh + 1, stride[0]))
+    out_w = len(range(0, x.shape[2] - fw + 1, stride[1]))
+    y = np.zeros((b, out_h, out_w, k))
+    for i in range(out_h):
+        for j in range(out_w):
+            top, left = i * stride[0], j * stride[1]
+            patch = x[:, top : top + fh, left : left + fw]
+            for f in range(k):
+                group = f // (k // groups)
+                inputs = patch[..., group * c_in : (group + 1) * c_in]
+                y[:, i, j, f] = (inputs * kernel[..., f]).sum(axis=(1, 2, 3))
+    assert c == c_in * groups
+    return y
+
+
+@pytest.mark.parametrize("kernel", range(1, 6))
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_conv_output_size_counts_the_places_that_fit(kernel, stride, padding):
+    for size in range(1, 9):
+        places = len(range(0, size + 2 * padding - kernel + 1, stride))
+        if not places:
+            with pytest.raises(ValueError, match=f"{kernel} does not fit .* {size} .* {padding}"):
+                conv_output_size(size, kernel, stride, padding)
+            continue
+        assert conv_output_size(size, kernel, stride, padding) == places
+        for channels in (1, 3):  # each takes its own route through conv2d
+            y = jax.eval_shape(
+                lambda x, k: conv2d(x, k, (stride, 1), (padding, 0)),
+                jax.ShapeDtypeStruct((2, size, 4, channels), jnp.float32),
+                jax.ShapeDtypeStruct((kernel, 2, channels, 5), jnp.float32),
+            )
+            assert y.shape == (2, places, 3, 5)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"size": 0}, {"size": -3}, {"kernel": 0}, {"stride": 0}, {"padding": -1}]
+)
+def test_conv_output_size_refuses_impossible_sizes(sizes):
+    ((name, value),) = sizes.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        conv_output_size(**{"size": 9, "kernel": 3, **sizes})
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding", "groups", "channels"), CASES)
+def test_conv2d_equals_loops(size, kernel, stride, padding, groups, channels):
+    x, weights = normal(0, 2, *size, channels), normal(1, *kernel, channels // groups, 6)
+    expected = slow_conv2d(x, weights, stride, padding, groups)
+    got = jax.jit(conv2d, static_argnums=(2, 3, 4))(x, weights, stride, padding, groups)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def by_xla(x, kernel, padding):
+    pads = [(p, p) for p in padding]
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def with_gradients(convolution, x, kernel, cotangent, padding):
+    y, vjp = jax.vjp(lambda x, k: convolution(x, k, padding=padding), x, kernel)
+    return y, *vjp(cotangent)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding"),
+    [((28, 28), 5, (0, 0)), ((9, 7), 3, (1, 2)), ((1, 1), 1, (0, 0)), ((2, 3), 5, (2, 1))],
+)
+def test_patches_equal_xlas_convolution_and_its_gradients(size, kernel, padding):
+    x, weights = normal(0, 3, *size, 1), normal(1, kernel, min(kernel, size[1]), 1, 4)
+    cotangent = normal(2, *by_xla(x, weights, padding).shape)
+    got, expected = (
+        with_gradients(convolution, x, weights, cotangent, padding)
+        for convolution in (conv2d, by_xla)
+    )
+    for ours, xlas in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, xlas, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_gradients_equal_finite_differences(channels):
+    x, weights = normal(0, 2, 5, 4, channels), normal(1, 3, 2, channels, 3)
+    conv = jax.jit(lambda x, k: conv2d(x, k, padding=(1, 0)))
+    check_grads(conv, (x, weights), order=1, eps=0.1)
+
+
+def test_a_single_channel_takes_the_fast_route_on_the_cpu_only(monkeypatch):
+    def uses_xlas_convolution(channels, stride=(1, 1)):
+        kernel = normal(1, 3, 3, channels, 2)
+        jaxpr = jax.make_jaxpr(lambda x: conv2d(x, kernel, stride))(normal(0, 1, 6, 6, channels))
+        return "conv_general_dilated" in str(jaxpr)
+
+    assert not uses_xlas_convolution(channels=1)
+    assert uses_xlas_convolution(channels=1, stride=(2, 2))
+    assert uses_xlas_convolution(channels=3)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert uses_xlas_convolution(channels=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_vmap_equals_a_loop(channels):
+    x, kernels = normal(0, 3, 2, 6, 5, channels), normal(1, 3, 3, 3, channels, 2)
+    got = jax.jit(jax.vmap(conv2d))(x, kernels)
+    for y, *pair in zip(got, x, kernels, strict=True):
+        np.testing.assert_allclose(y, conv2d(*pair), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bfloat16_stays_bfloat16(channels):
+    x, kernel = normal(0, 2, 6, 6, channels), normal(1, 3, 3, channels, 4)
+    got = conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), conv2d(x, kernel), rtol=0.05, atol=0.2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_kernel_that_does_not_fit_is_an_error_and_not_an_empty_array(channels):
+    x, kernel = jnp.zeros((1, 6, 3, channels)), jnp.zeros((5, 5, channels, 2))
+    with pytest.raises(ValueError, match="kernel of 5 does not fit into an input of 3"):
+        conv2d(x, kernel)
+    assert conv2d(x, kernel, padding=(0, 1)).shape == (1, 2, 1, 2)

@@ -1,0 +1,164 @@
+"""max_pool against loops: values, and the whole gradient to a window's first maximum."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxvision.ops import max_pool
+from jaxvision.ops.pooling import _max_pool_by_offsets, _max_pool_by_reduce_window
+
+POOLS = [  # (h, w), window, stride, padding
+    ((6, 8), (2, 2), (2, 2), (0, 0)),
+    ((7, 5), (2, 2), (2, 2), (0, 0)),  # a row and a column are left over
+    ((7, 9), (3, 3), (2, 2), (1, 1)),  # windows overlap, ResNet's
+    ((5, 6), (3, 2), (1, 1), (1, 1)),
+    ((9, 8), (2, 2), (3, 3), (1, 0)),  # the stride skips pixels
+    ((6, 9), (2, 3), (1, 4), (0, 1)),
+    ((1, 1), (1, 1), (1, 1), (0, 0)),
+    ((1, 1), (3, 3), (2, 2), (1, 1)),  # one pixel in the middle of padding
+    ((12, 13), (11, 11), (1, 2), (0, 0)),  # the largest window whose offsets fit into int8
+]
+LARGE_POOLS = [((14, 13), (12, 12), (1, 1), (0, 0)), ((13, 20), (8, 16), (4, 3), (2, 5))]
+
+
+def pictures(size, seed=0):
+    """[5, h, w, 2]: noise, ties of three values, ReLU's zeros, all equal, and huge numbers."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(*size, 2))
+    ties, relu = rng.integers(-1, 2, noise.shape), np.maximum(noise - 1, 0)
+    return np.stack([noise, ties, relu, np.full_like(noise, -7), 1e37 * noise]).astype(np.float32)
+
+
+def slow_max_pool(x, window, stride, padding, cotangent=None):
+    """Returns the pooled pictures and, for `cotangent`, the gradient."""
+    (fh, fw), (sh, sw), (ph, pw) = window, stride, padding
+    pads = ((0, 0), (ph, ph), (pw, pw), (0, 0))
+    padded = np.pad(x, pads, constant_values=-np.inf)
+    b, h, w, c = padded.shape
+    y = np.zeros((b, (h - fh) // sh + 1, (w - fw) // sw + 1, c), np.float32)
+    gradient = np.zeros(padded.shape, np.float64)
+    for index in np.ndindex(y.shape):
+        n, i, j, channel = index
+        best = None
+        for pixel in np.ndindex(fh, fw):
+            place = (n, i * sh + pixel[0], j * sw + pixel[1], channel)
+            if best is None or padded[place] > padded[best] or np.isnan(padded[place]):
+                best = place
+        y[index] = padded[best]
+        if cotangent is not None:
+            gradient[best] += cotangent[index]
+    return y, gradient[:, ph : h - ph, pw : w - pw]
+
+
+def small_integers(shape):
+    """Their sums are exact in any order, so that gradients can be compared for equality."""
+    return np.random.default_rng(1).integers(-9, 10, shape).astype(np.float32)
+
+
+pool = jax.jit(max_pool, static_argnums=(1, 2, 3))
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4, 5))
+def with_gradient(function, x, cotangent, window, stride, padding):
+    y, vjp = jax.vjp(lambda x: function(x, window, stride, padding), x)
+    return y, vjp(cotangent)[0]
+
+
+@pytest.mark.parametrize(("size", "window", "stride", "padding"), POOLS + LARGE_POOLS)
+def test_values_and_gradients_equal_loops(size, window, stride, padding):
+    x = pictures(size)
+    expected, _ = slow_max_pool(x, window, stride, padding)
+    cotangent = small_integers(expected.shape)
+    expected, gradient = slow_max_pool(x, window, stride, padding, cotangent)
+    y, got = with_gradient(max_pool, x, cotangent, window, stride, padding)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(got, gradient)
+
+
+@pytest.mark.parametrize(("size", "window", "stride", "padding"), POOLS)
+def test_both_ways_to_pool_agree(size, window, stride, padding):
+    x = pictures(size, seed=3)
+    cotangent = small_integers(pool(x, window, stride, padding).shape)
+    got, expected = (
+        with_gradient(function, x, cotangent, window, stride, padding)
+        for function in (_max_pool_by_offsets, _max_pool_by_reduce_window)
+    )
+    np.testing.assert_array_equal(got[0], expected[0])
+    np.testing.assert_array_equal(got[1], expected[1])
+
+
+def test_a_tie_gives_the_whole_gradient_to_the_first_maximum():
+    x = jnp.array([[1.0, 3.0, 0.0, 0.0], [3.0, 3.0, 0.0, 0.0]])[..., None]
+    _, gradient = with_gradient(max_pool, x, jnp.array([[[5.0], [7.0]]]), 2, None, 0)
+    assert gradient[..., 0].tolist() == [[0.0, 5.0, 7.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("size", "window", "stride", "padding"), POOLS[:5] + LARGE_POOLS)
+def test_nan_wins(size, window, stride, padding):
+    x = pictures(size, seed=5)
+    x[np.random.default_rng(2).random(x.shape) < 0.02] = np.nan
+    expected, _ = slow_max_pool(x, window, stride, padding)
+    assert np.isnan(expected).any()
+    np.testing.assert_array_equal(pool(x, window, stride, padding), expected)
+
+
+def test_one_nan_gets_the_gradient_of_its_window():
+    x = jnp.array([[1.0, jnp.nan], [9.0, 2.0]])[..., None]
+    y, gradient = with_gradient(max_pool, x, jnp.ones((1, 1, 1)), 2, None, 0)
+    assert np.isnan(y).all()
+    assert gradient[..., 0].tolist() == [[0.0, 1.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("window", [(3, 2), (12, 11)])
+def test_gradients_equal_finite_differences(window):
+    # No two pixels are closer than the step, so that the pool is linear where it is differenced.
+    x = np.random.default_rng(0).permutation(14 * 13).reshape(14, 13, 1)
+    x = jnp.asarray(x, jnp.float32)
+    check_grads(lambda x: pool(x, window, 2, 1), (x,), order=1, modes=["rev"], eps=0.05)
+
+
+def test_defaults_and_integers_for_pairs():
+    x = pictures((9, 8))
+    expected, _ = slow_max_pool(x, (3, 3), (3, 3), (0, 0))
+    np.testing.assert_array_equal(pool(x, 3), expected)
+    expected, _ = slow_max_pool(x, (3, 3), (2, 2), (1, 1))
+    np.testing.assert_array_equal(pool(x, 3, 2, 1), expected)
+
+
+def test_any_leading_axes_and_vmap():
+    x = pictures((6, 7))
+    expected = np.asarray(pool(x, 2))
+    np.testing.assert_array_equal(pool(x[0], 2), expected[0])
+    np.testing.assert_array_equal(pool(x[:4].reshape(2, 2, 6, 7, 2), 2)[1, 1], expected[3])
+    np.testing.assert_array_equal(jax.vmap(lambda x: pool(x, 2))(x), expected)
+    assert pool(np.zeros((0, 6, 7, 2), np.float32), 2).shape == (0, 3, 3, 2)
+
+
+@pytest.mark.parametrize("window", [3, 12])
+def test_bfloat16_stays_bfloat16(window):
+    x = jnp.asarray(pictures((13, 12)), jnp.bfloat16)
+    expected = pool(x.astype(jnp.float32), window, 2)
+    y, gradient = with_gradient(max_pool, x, expected.astype(jnp.bfloat16), window, 2, 0)
+    assert y.dtype == gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y.astype(jnp.float32), expected)
+
+
+def test_compiles_once_for_one_shape():
+    gradient = jax.jit(jax.grad(lambda x: max_pool(x, 3, 2, 1).sum()))
+    for seed in range(3):
+        gradient(pictures((6, 6), seed))
+    assert gradient._cache_size() == 1
+
+
+def test_what_does_not_fit_is_an_error():
+    x = jnp.zeros((1, 4, 3, 1))
+    with pytest.raises(ValueError, match=r"padding \(2, 2\) is more than half of the window"):
+        max_pool(x, 3, padding=2)
+    with pytest.raises(ValueError, match="kernel of 4 does not fit into an input of 3"):
+        max_pool(x, 4)
+    with pytest.raises(ValueError, match="stride=0"):
+        max_pool(x, 2, 0)
