@@ -71,7 +71,7 @@ def train_classifier(
     options = {**task.options, "num_classes": len(class_names)}
     # Before anything is written: a model that does not fit the pictures is refused here.
     model = get_model(task.model, **options)
-    variables = model.init(
+    variables = jax.jit(model.init)(
         jax.random.key(task.seed), jnp.zeros((1, *dataset.images.shape[1:]), jnp.float32)
     )
     run.write_config(

@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from startup import PHASES, time_import, time_startups
+from torch_loop import TorchProcess
 
 from jaxvision.data import ArrayDataset, Batches, load_splits
 from jaxvision.data.idx import idx_bytes
@@ -114,39 +114,6 @@ class JaxvisionLoop:
         jax.block_until_ready(self.state)
 
 
-class TorchProcess:
-    """The course's loop, in the process that `torch_loop.py` is."""
-
-    def __init__(self, command: list[str]):
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.facts = self._answer()
-        self.loader_starts: list[float] = []
-
-    def seconds(self, batch_size: int, steps: int) -> float:
-        """Seconds that `steps` steps take, after some that are not counted."""
-        request = {"batch_size": batch_size, "warmup": WARMUP_STEPS, "steps": steps}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        if not np.isfinite(answer["loss"]):
-            raise UserError(f"PyTorch's loss became {answer['loss']}: the comparison means nothing")
-        self.loader_starts += answer["loader_starts"]
-        return answer["seconds"]
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        if not line:
-            raise UserError(f"the PyTorch process ended ({self._process.wait()}): see above")
-        return json.loads(line)
-
-
 def find_torch_python(given: Path | None) -> Path | None:
     if given is not None:
         if not given.is_file():
@@ -209,9 +176,7 @@ def environment(dataset: ArrayDataset, torch: dict[str, Any] | None) -> dict[str
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": os.cpu_count(),
         "jaxvision": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
@@ -228,7 +193,7 @@ def _cpu_model() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return (names or [platform.machine()])[0]
 
 
 def header(facts: dict[str, Any], device: str) -> str:
@@ -300,8 +265,11 @@ def startup_table(results: dict[str, list[dict]]) -> Table:
 
 
 def main(config: Config) -> dict[str, Any]:
-    if min(config.repeats, config.steps or 1, *config.batch_sizes) < 1 or config.seconds <= 0:
-        raise UserError("--batch-sizes, --repeats, --steps and --seconds must be at least 1")
+    steps = 1 if config.steps is None else config.steps
+    if min(config.repeats, steps, *config.batch_sizes) < 1 or config.seconds <= 0:
+        raise UserError(
+            "--batch-sizes, --repeats and --steps must be at least 1, --seconds above 0"
+        )
     python = find_torch_python(config.torch_python)
     splits = load_splits(
         "fashion_mnist", data=config.data, source=config.source, data_dir=config.data_dir
@@ -316,7 +284,7 @@ def main(config: Config) -> dict[str, Any]:
         if python is not None:
             command = [str(python), str(HERE / "torch_loop.py"), str(root)]
             command += ["--device", config.device]
-            torch = TorchProcess(command)
+            torch = TorchProcess(command, WARMUP_STEPS)
             if "missing" in torch.facts:
                 torch.close()
                 torch = command = None
@@ -356,4 +324,7 @@ if __name__ == "__main__":
 
     with exit_on_user_error():
         enable_compilation_cache()
-        main(tyro.cli(Config, description=__doc__))
+        try:
+            main(tyro.cli(Config, description=__doc__))
+        except ChildProcessError as error:  # whose own words stand above
+            raise UserError(str(error)) from error

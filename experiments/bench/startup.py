@@ -50,7 +50,7 @@ def _startup(command: list[str], environment: dict[str, str]) -> dict[str, float
         line = process.stdout.readline()  # comes with the first step; exiting does not count
         total = time.perf_counter() - since
     if process.returncode or not line:
-        raise RuntimeError(f"{' '.join(command)} failed ({process.returncode}): see above")
+        raise ChildProcessError(f"{' '.join(command)} failed ({process.returncode}): see above")
     return json.loads(line) | {"total": total}
 
 

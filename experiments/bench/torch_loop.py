@@ -11,10 +11,13 @@ with the seconds that the steps took. With the end of its input the process ends
 
 import argparse
 import json
+import math
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 STARTED = time.perf_counter()
 DECLARED = []  # PyTorch forgets an operator when nobody refers to its library any more
@@ -136,6 +139,44 @@ class Course:
             self.optimizer.step()
             self.running_loss += loss.item()
         return time.perf_counter() - since - sum(loader_starts), loader_starts
+
+
+class TorchProcess:
+    """The other end: a process that runs this file, for one that may have no PyTorch."""
+
+    def __init__(self, command: list[str], warmup: int):
+        self._warmup = warmup
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.facts = self._answer()
+        self.loader_starts: list[float] = []
+
+    def seconds(self, batch_size: int, steps: int) -> float:
+        """Seconds that `steps` steps take, after some that are not counted."""
+        request = {"batch_size": batch_size, "warmup": self._warmup, "steps": steps}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        if not math.isfinite(answer["loss"]):
+            raise ChildProcessError(
+                f"PyTorch's loss became {answer['loss']}: nothing to compare with"
+            )
+        self.loader_starts += answer["loader_starts"]
+        return answer["seconds"]
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise ChildProcessError(
+                f"the PyTorch process ended ({self._process.wait()}): see above"
+            )
+        return json.loads(line)
 
 
 def say(**values) -> None:

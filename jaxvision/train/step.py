@@ -70,7 +70,7 @@ def make_train_step(
 
 def make_eval_step(
     loss_fn: LossFn, mesh: Mesh | None = None, *, select: Select | None = None
-) -> Callable[[TrainState, Batch], Metrics]:
+) -> Callable[[TrainState, Any], Metrics]:
     """Returns jitted `(state, batch) -> metrics`: *sums* over valid examples, and `count`.
 
     Sums add up over batches of any size and padding; `evaluate` turns them into means. Nothing in
@@ -173,7 +173,7 @@ def _jit(function, mesh: Mesh | None, *, sharded_batch: bool, **options):
         function, in_shardings=(everywhere, batch_sharding), out_shardings=everywhere, **options
     )
 
-    def on_mesh(state: TrainState, batch: Batch):
+    def on_mesh(state: TrainState, batch: Any):
         if sharded_batch:
             _check_divides(batch, mesh)  # before jit does, in words of its own
         # jit would compile twice: for a new state, on one device, and for its own, on the mesh.

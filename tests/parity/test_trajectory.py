@@ -128,12 +128,10 @@ def torch_path(recipe, pictures):
             optimizer.step()
             path.losses.append(sum(losses))
             if (step := len(path.losses)) % COMPARE_EVERY == 0:
-                buffers = [
-                    (name, optimizer.state[p].get("momentum_buffer"))
-                    for name, p in model.named_parameters()
-                ]
-                path.params[step] = linen_params(model.named_parameters(), FLATTENED[recipe.model])
+                named = list(model.named_parameters())
+                path.params[step] = linen_params(named, FLATTENED[recipe.model])
                 if recipe.momentum:
+                    buffers = [(name, optimizer.state[p]["momentum_buffer"]) for name, p in named]
                     path.momentum[step] = linen_params(buffers, FLATTENED[recipe.model])
             if step == recipe.steps:
                 break
@@ -156,11 +154,11 @@ def our_path(recipe, pictures, *, resident):
         state, metrics = train_step(state, data(step))
         path.losses.append(metrics["loss"])
         if (step + 1) % COMPARE_EVERY == 0:
-            copy = create_state(state.variables, tx)  # the next step donates this one's arrays
-            path.params[step + 1] = copy.params
+            # Copies, because the next step donates the state's own arrays.
+            path.params[step + 1] = jax.tree.map(jnp.copy, state.params)
             if recipe.momentum:
                 trace = optax.tree.get(state.opt_state, "trace")
-                path.momentum[step + 1] = create_state({"params": trace}, tx).params
+                path.momentum[step + 1] = jax.tree.map(jnp.copy, trace)
     return path
 
 

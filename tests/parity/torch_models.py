@@ -5,7 +5,7 @@ from torch import nn
 
 
 class GarmentClassifier(nn.Module):
-    """ "Training with PyTorch": two convolutions of 5, two pools of 2, three linear layers."""
+    """Of "Training with PyTorch": two convolutions of 5, two pools of 2, three linear layers."""
 
     def __init__(self):
         super().__init__()
@@ -27,7 +27,7 @@ class GarmentClassifier(nn.Module):
 
 
 class NeuralNetwork(nn.Module):
-    """ "Quickstart": 784-512-512-10."""
+    """Of the quickstart: 784-512-512-10."""
 
     def __init__(self):
         super().__init__()
