@@ -69,6 +69,13 @@ def train_classifier(
     dataset, batches = task.train.dataset, task.train
     class_names = list(dataset.class_names)
     options = {**task.options, "num_classes": len(class_names)}
+    if task.epochs < 1:
+        raise UserError(f"expected at least 1 epoch, got {task.epochs}")
+    if batches.batch_size % task.accumulate:
+        raise UserError(
+            f"a batch of {batches.batch_size} does not split into {task.accumulate} equal parts; "
+            f"choose another --batch-size or --accumulate"
+        )
     # Before anything is written: a model that does not fit the pictures is refused here.
     model = get_model(task.model, **options)
     variables = jax.jit(model.init)(

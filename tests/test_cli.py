@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def jaxvision(*arguments, **environment):
     return subprocess.run(

@@ -51,6 +51,8 @@ GOALS = {4: 1 / 5, 64: 1 / 2, 256: 1.0}
 """By batch size, the share of PyTorch's time that ours should take at most."""
 WARMUP_STEPS = 8
 """Before each block: more than the four batches that an idle DataLoader holds ready."""
+DISTURBED = 1.5
+"""Slowest over fastest block of one loop, from which on the ratios mean little."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class JaxvisionLoop:
 
     def __init__(self, dataset: ArrayDataset, batch_size: int):
         model = get_model("lenet", num_classes=len(dataset.class_names))
-        variables = model.init(jax.random.key(0), jnp.zeros((1, *dataset.images.shape[1:])))
+        blank = jnp.zeros((1, *dataset.images.shape[1:]))
+        variables = jax.jit(model.init)(jax.random.key(0), blank)
         tx = sgd(1e-3, momentum=0.9)
         self.batches = Batches(dataset, batch_size=batch_size)
         self.data = ResidentData(self.batches)
@@ -177,6 +180,7 @@ def environment(dataset: ArrayDataset, torch: dict[str, Any] | None) -> dict[str
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "jaxvision": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
@@ -199,7 +203,7 @@ def _cpu_model() -> str:
 def header(facts: dict[str, Any], device: str) -> str:
     ours, torch = facts["jaxvision"], facts["pytorch"]
     lines = [
-        f"{facts['date']}, {facts['cpu']}, {facts['cores']} cores",
+        f"{facts['date']}, {facts['cpu']}, {facts['cores']} cores, load {facts['load']:.1f} before",
         f"data: {facts['data']['pictures']:,} pictures ({facts['data']['source']})",
         f"jaxvision: Python {ours['python']}, jax {ours['jax']}, jaxlib {ours['jaxlib']}, "
         f"flax {ours['flax']}, on {ours['device']}",
@@ -252,6 +256,12 @@ def ratios_of(result: dict) -> list[float]:
     return [ours / torch for ours, torch in pairs]
 
 
+def is_disturbed(results: list[dict]) -> bool:
+    """Whether the blocks of either side differ more than those of a machine of one's own do."""
+    blocks = [seconds for result in results for seconds in result["seconds_per_step"].values()]
+    return any(max(seconds) > DISTURBED * min(seconds) for seconds in blocks)
+
+
 def startup_table(results: dict[str, list[dict]]) -> Table:
     table = Table(title="Start-up to the first finished step at batch 4: median seconds")
     for heading in ("", *PHASES, "process start to step (lowest to highest)"):
@@ -296,6 +306,11 @@ def main(config: Config) -> dict[str, Any]:
             if torch is not None:
                 torch.close()
         console.print(epoch_table(results))
+        if is_disturbed(results):
+            console.print(
+                f"NOT A FAIR COMPARISON: blocks of one loop differ {DISTURBED}-fold, so other "
+                "programs were using this machine, which slows PyTorch's threads most"
+            )
         loader_starts = torch.loader_starts if torch else []
         if loader_starts:
             text = spread(loader_starts, ".2f")

@@ -93,7 +93,8 @@ def main() -> None:
     )["train"]
     loaded = time.perf_counter()
     model = get_model("lenet", num_classes=len(train.class_names))
-    variables = model.init(jax.random.key(0), jnp.zeros((1, *train.images.shape[1:])))
+    blank = jnp.zeros((1, *train.images.shape[1:]))
+    variables = jax.jit(model.init)(jax.random.key(0), blank)
     tx = sgd(1e-3, momentum=0.9)
     data = ResidentData(Batches(train, batch_size=BATCH_SIZE))
     state = create_state(variables, tx)

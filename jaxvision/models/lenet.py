@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxvision.errors import UserError
 from jaxvision.models.layers import Conv, Dense
 from jaxvision.ops import conv_output_size, max_pool
 
@@ -48,10 +49,10 @@ def layer_sizes(
 ) -> list[tuple[int, int]]:
     """Returns the (height, width) after each convolution and each pool, from (N + 2P - F) / S + 1.
 
-    Raises `ValueError` that names the layer and the sizes where a layer does not fit.
+    Raises `UserError` that names the layer and the sizes where a layer does not fit.
     """
     if len(features) != len(kernel_sizes):
-        raise ValueError(
+        raise UserError(
             f"lenet: {len(features)} convolution widths {features} but {len(kernel_sizes)} kernel "
             f"sizes {kernel_sizes}; give one kernel size for each convolution"
         )
@@ -66,7 +67,7 @@ def layer_sizes(
             try:
                 out = conv_output_size(h, f, stride, p), conv_output_size(w, f, stride, p)
             except ValueError as error:
-                raise ValueError(
+                raise UserError(
                     f"lenet: {layer} does not fit: its input is {h}x{w} pixels with padding {p} "
                     f"(the picture is {image_size[0]}x{image_size[1]}); use fewer layers, smaller "
                     f"kernels, more padding or larger pictures"

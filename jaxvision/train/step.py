@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxvision.errors import UserError
 from jaxvision.train.state import TrainState
 from jaxvision.types import Batch, LossFn, Metrics
 
@@ -129,7 +130,7 @@ def _split(batch: Batch, parts: int, mesh: Mesh | None) -> list[Batch]:
     """Deals the batch's rows out to `parts` batches of equal size."""
     size = _batch_size(batch)
     if size % parts:
-        raise ValueError(f"a batch of {size} does not split into accumulate={parts} equal parts")
+        raise UserError(f"a batch of {size} does not split into accumulate={parts} equal parts")
     # Dealt like cards, so that each part takes as many rows from every device's shard.
     return [_shard({name: x[i::parts] for name, x in batch.items()}, mesh) for i in range(parts)]
 
@@ -154,7 +155,7 @@ def _shard(batch: Batch, mesh: Mesh | None) -> Batch:
 def _check_divides(batch: Batch, mesh: Mesh) -> None:
     size, devices = _batch_size(batch), mesh.shape[DATA_AXIS]
     if size % devices:
-        raise ValueError(
+        raise UserError(
             f"a batch of {size} does not split over the {devices} devices of the mesh's "
             f"{DATA_AXIS!r} axis; use a batch size that is a multiple of {devices}"
         )

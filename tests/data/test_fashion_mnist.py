@@ -65,6 +65,7 @@ def test_the_embedded_subset_is_small_stratified_and_licensed():
 
 
 @needs_debian
+@pytest.mark.slow
 def test_the_embedded_subset_is_what_its_maker_makes(tmp_path, capsys):
     make_fashion_mnist(DEBIAN, tmp_path)
     for split, per_class in (("train", 1100), ("test", 200)):
@@ -132,6 +133,7 @@ def test_no_tensorflow_no_jax_and_a_light_import(tmp_path):
 
 
 @needs_debian
+@pytest.mark.slow
 def test_the_full_set(tmp_path):
     announced = Announced()
     splits = load_splits("fashion_mnist", data_dir=tmp_path, announce=announced)
@@ -300,6 +302,7 @@ PREPARE = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_leaves_nothing_that_looks_prepared(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(PREPARE), str(tmp_path)]
     parent = tmp_path / "fashion_mnist" / "embedded"
@@ -314,6 +317,7 @@ def test_a_killed_preparation_leaves_nothing_that_looks_prepared(tmp_path):
     assert [folder.name for folder in parent.iterdir()] == ["1.0.0"]  # and an old leftover is gone
 
 
+@pytest.mark.slow
 def test_two_processes_that_prepare_at_once_both_get_the_data(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(PREPARE), str(tmp_path)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

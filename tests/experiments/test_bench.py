@@ -24,6 +24,7 @@ def run_bench(data_dir, *flags):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=600)
 
 
+@pytest.mark.slow
 def test_without_pytorch(data_dir, tmp_path, python_without_torch):
     file = tmp_path / "numbers.json"
     flags = ["--batch-sizes", 4, 50, "--steps", 5, "--json", file]

@@ -14,6 +14,8 @@ import pytest
 from jaxvision.errors import UserError
 from jaxvision.train.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -96,10 +98,14 @@ def test_average_accumulation_and_schedule(fashion_mnist, small, tmp_path):
 
 
 def test_mistakes_are_refused_before_anything_is_written(fashion_mnist, small, tmp_path):
-    with pytest.raises(ValueError, match=r"convolution 3 .* does not fit: its input is 4x4"):
+    with pytest.raises(UserError, match=r"convolution 3 .* does not fit: its input is 4x4"):
         fashion_mnist.main(small(features=(4, 4, 4), kernel_sizes=(5, 5, 5)))
     with pytest.raises(UserError, match=r"batch size of at most 11000.*got 20000"):
         fashion_mnist.main(small(batch_size=20_000))
+    with pytest.raises(UserError, match="at least 1 epoch, got 0"):
+        fashion_mnist.main(small(epochs=0))
+    with pytest.raises(UserError, match="a batch of 1000 does not split into 3 equal parts"):
+        fashion_mnist.main(small(accumulate=3))
     with pytest.raises(UserError, match="model 'mlp' has no option features"):
         fashion_mnist.main(small(model="mlp", features=(3,)))
     assert not (tmp_path / "run" / "config.json").exists()
@@ -126,6 +132,10 @@ def test_another_models_run_folder_is_refused_and_untouched(fashion_mnist, small
     [
         (["--source", "nowhere"], "error: .*nowhere"),
         (["--data", "embedded", "--batch-size", "0"], "error: .*batch size of at least 1"),
+        (
+            ["--data", "embedded", "--kernel-sizes", "9", "11"],
+            "error: lenet: convolution 2.* does not fit",
+        ),
         (["--resume", "--run-dir", "nowhere"], "error: cannot resume: there is no run in nowhere"),
     ],
 )

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
 
 TARGET = Path(__file__).with_name("kill_target.py")
 KILLS, STEPS = 10, 420

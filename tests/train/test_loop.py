@@ -1,7 +1,6 @@
 """The loop: batches by step, records, evaluation, checkpoints, signals, divergence."""
 
 import json
-import os
 import signal
 
 import jax
@@ -136,7 +135,7 @@ def test_checkpoints_at_epochs_ends_and_in_between(tmp_path, train_step):
 def test_a_signal_finishes_the_step_and_saves(tmp_path, train_step, number):
     def batches(step):
         if step == 5:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return batch_at(step)
 
     before = signal.getsignal(number)
@@ -150,8 +149,8 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, train_step, number):
 
 def test_a_second_ctrl_c_interrupts_at_once(train_step):
     def batches(step):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return batch_at(step)
 
     with pytest.raises(KeyboardInterrupt):

@@ -41,7 +41,8 @@ def distance_loss(params, batch_stats, batch, key, train=True):
     loss = 0.5 * jnp.mean((params["w"] - batch["x"]) ** 2)
     if train:
         batch_stats = {"calls": batch_stats["calls"] + 1}
-    return loss, (batch_stats, {"draw": jax.random.uniform(key), "w": params["w"]})
+    metrics = {"draw": jax.random.uniform(key), "w": params["w"], "train": jnp.float32(train)}
+    return loss, (batch_stats, metrics)
 
 
 def distance_state(tx, **options):
@@ -77,7 +78,7 @@ def test_one_step_by_hand():
     # The distances are 2 and 4: half their mean square is 5, the gradient their mean, -3.
     assert float(metrics["loss"]) == 5
     assert float(metrics["grad_norm"]) == 3
-    assert float(metrics["w"]) == 1
+    assert (float(metrics["w"]), float(metrics["train"])) == (1, 1)
     assert float(state.params["w"]) == pytest.approx(1.3)
     assert (int(state.step), state.step.dtype) == (1, jnp.int32)
     assert float(state.batch_stats["calls"]) == 1
@@ -244,7 +245,8 @@ def test_evaluation_takes_the_moving_average_in_evaluation_mode():
     average = {"params": {"w": jnp.float32(4)}, "batch_stats": {"calls": jnp.float32(2)}}
     state = distance_state(TX, ema=True).replace(ema=average)
     sums = make_eval_step(distance_loss)(state, {"x": np.zeros(3, np.float32)})
-    assert float(sums["w"]) == 3 * 4  # in training mode a batch_stats of another kind would fail
+    assert float(sums["w"]) == 3 * 4
+    assert float(sums["train"]) == 0
     assert float(sums["loss"]) == 3 * 8
 
 
