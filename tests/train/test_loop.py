@@ -147,6 +147,15 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, train_step, number):
     assert signal.getsignal(number) == before
 
 
+@pytest.fixture
+def pythons_own_ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, as from a shell; pytest-xdist's workers ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_own_ctrl_c")
 def test_a_second_ctrl_c_interrupts_at_once(train_step):
     def batches(step):
         signal.raise_signal(signal.SIGINT)
