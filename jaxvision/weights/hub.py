@@ -1,0 +1,194 @@
+"""Variables of a model from a file, an address or the name of published weights."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvision.data.download import download
+from jaxvision.errors import UserError
+from jaxvision.models import get_model
+from jaxvision.weights.catalog import CATALOG, find_weights
+from jaxvision.weights.convert import count_classes, from_torch, template_leaves
+from jaxvision.weights.rules import INPUT_SHAPE, find_rules
+from jaxvision.weights.torch_file import read_torch
+
+CACHE_VARIABLE = "JAXVISION_WEIGHTS"
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")
+"""torch's convention: the beginning of the file's sha256 behind the last dash of its name."""
+
+
+def load_weights(
+    name: str,
+    weights: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    key: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Returns variables for `get_model(name, num_classes=num_classes, **options)`.
+
+    `weights` is a file (.pth, .pt, .safetensors), an http(s) URL of one, or the name of published
+    weights: "IMAGENET1K_V1", "DEFAULT" (`find_weights` has their preprocessing and classes). What
+    is fetched stays in `cache_dir`, by default $JAXVISION_WEIGHTS or ~/.cache/jaxvision/weights,
+    and is checked against the hash in its name. `key` is `read_torch`'s.
+
+    With another `num_classes` than the file's, the head is a fresh one, drawn with `seed`, and all
+    else is kept; with `features_only=True` or `num_classes=0` what those models lack is left out.
+    Either is said in one printed line. Otherwise every tensor must be used, as in `from_torch`.
+
+    >>> variables = load_weights("resnet18", "DEFAULT", num_classes=2)  # doctest: +SKIP
+    resnet18: fresh head for 2 classes (the file has 1000); all else is from resnet18-f37072fd.pth
+    """
+    rules = find_rules(name)
+    path = _find_file(name, weights, cache_dir, progress)
+    state_dict = read_torch(path, key=key)
+    try:
+        variables = _fit(name, rules.head, state_dict, num_classes, seed, path.name, options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    broken = [where for where, leaf in _flat(variables) if not _finite(leaf)]
+    if broken:
+        listed = ", ".join(broken[:4]) + (", …" if len(broken) > 4 else "")
+        print(f"{name}: warning: {path.name} has values that are not finite in {listed}")
+    return variables
+
+
+def _fit(
+    name: str,
+    head: str,
+    state_dict: Mapping[str, np.ndarray],
+    num_classes: int | None,
+    seed: int,
+    file: str,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    in_file = count_classes(name, state_dict)
+    if num_classes is not None:
+        options = {**options, "num_classes": num_classes}
+    wanted = template_leaves(name, **options)
+    has_head = any(leaf.torch_name == f"{head}.weight" for leaf in wanted)
+    if in_file is None:
+        return from_torch(name, state_dict, **options)
+    if not has_head:
+        names = {leaf.torch_name for leaf in wanted}
+        # All of the file must fit the whole model, so that nothing else goes unnoticed.
+        full = {k: v for k, v in options.items() if k != "features_only"}
+        from_torch(name, state_dict, **{**full, "num_classes": in_file})
+        dropped = [tensor for tensor in state_dict if tensor not in names]
+        print(f"{name}: left out of {file}: {', '.join(dropped)}")
+        kept = {tensor: state_dict[tensor] for tensor in state_dict if tensor in names}
+        return from_torch(name, kept, **options)
+    (expected,) = (leaf.torch_shape[0] for leaf in wanted if leaf.torch_name == f"{head}.weight")
+    if in_file == expected:
+        return from_torch(name, state_dict, **options)
+    if num_classes is None:
+        raise UserError(
+            f"its head has {in_file} classes, {name}'s {expected}: give num_classes={in_file} to "
+            f"keep its head, or num_classes={expected} for a fresh one"
+        )
+    variables = from_torch(name, state_dict, **{**options, "num_classes": in_file})
+    *parents, last = head.split(".")
+    node = variables["params"]
+    for parent in parents:
+        node = node[parent]
+    node[last] = _fresh_head(name, head, seed, options)
+    print(
+        f"{name}: fresh head for {num_classes} classes (the file has {in_file}); all else is from "
+        f"{file}"
+    )
+    return variables
+
+
+def _fresh_head(name: str, head: str, seed: int, options: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns what `model.init` draws for the head. XLA drops the rest of init, which is slow."""
+    model = get_model(name, **options)
+
+    @jax.jit
+    def draw(key: jax.Array) -> Any:
+        node = model.init(key, jnp.zeros(INPUT_SHAPE))["params"]
+        for part in head.split("."):
+            node = node[part]
+        return node
+
+    return jax.tree.map(np.array, draw(jax.random.key(seed)))
+
+
+def _find_file(
+    name: str,
+    weights: str | os.PathLike[str],
+    cache_dir: str | os.PathLike[str] | None,
+    progress: bool,
+) -> Path:
+    if isinstance(weights, str) and weights.startswith(("http://", "https://")):
+        return fetch(weights, cache_dir, progress=progress)
+    path = Path(weights)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder: expected a file; load a run with load_checkpoint and a folder of "
+            f"weights with load_variables, or make it a file with jaxvision convert"
+        )
+    text = str(weights)
+    if text == "DEFAULT" or any(text in known for known in CATALOG.values()):
+        return fetch(find_weights(name, text).url, cache_dir, progress=progress)
+    published = ", ".join([*CATALOG.get(name, ()), "DEFAULT"])
+    raise UserError(
+        f"no such file: {path}; expected a file, a URL or the name of published weights "
+        f"({published})"
+    )
+
+
+def fetch(
+    url: str, cache_dir: str | os.PathLike[str] | None = None, *, progress: bool = True
+) -> Path:
+    """Returns the file at `url`, fetched into the cache unless it is there already.
+
+    The sha256 in a name such as resnet18-f37072fd.pth is checked each time; a file that does not
+    have it is deleted.
+    """
+    folder = cache_folder(cache_dir)
+    file_name = PurePosixPath(unquote(urlparse(url).path)).name
+    if file_name in ("", ".", "..") or not file_name.isprintable() or "\\" in file_name:
+        raise UserError(f"expected a URL that ends with the name of a file, got {url}")
+    hashed = _HASH_IN_NAME.search(file_name)
+    if not hashed:
+        # Two sites may have a model.pth: without a hash in the name, the address tells them apart.
+        folder = folder / hashlib.sha256(url.encode()).hexdigest()[:12]
+    path = download(url, folder / file_name, progress=progress)
+    if hashed:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(hashed[1]):
+            path.unlink()
+            raise UserError(
+                f"{url}: expected a sha256 that begins with {hashed[1]}, got {digest}: the file "
+                f"was deleted; try again, and if it happens again do not trust that address"
+            )
+    return path
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Returns `cache_dir`, else $JAXVISION_WEIGHTS, else ~/.cache/jaxvision/weights."""
+    chosen = cache_dir or os.environ.get(CACHE_VARIABLE)
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "jaxvision" / "weights"
+
+
+def _flat(variables: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(variables)
+    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in paths]
+
+
+def _finite(array: np.ndarray) -> bool:
+    return bool(np.isfinite(array).all())

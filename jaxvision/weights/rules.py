@@ -1,0 +1,126 @@
+"""How the leaves of a linen model are called and laid out in torch, for each family of models.
+
+Modules have torch's names already, nested where torch has dots, so a rule is about the last name.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxvision.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What conversion must know of a family: `head` is the last dense layer, under torch's name."""
+
+    head: str
+
+
+_RESNET, _SEQUENTIAL = Rules(head="fc"), Rules(head="classifier.6")
+RULES: dict[str, Rules] = {
+    "alexnet": _SEQUENTIAL,
+    **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), _SEQUENTIAL),
+    **dict.fromkeys(("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"), _SEQUENTIAL),
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _RESNET),
+    **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"), _RESNET),
+    **dict.fromkeys(("wide_resnet50_2", "wide_resnet101_2"), _RESNET),
+}
+
+INPUT_SHAPE = (1, 224, 224, 3)
+"""Of the pictures with which a model is traced to learn its leaves: large enough for all."""
+
+
+def find_rules(name: str) -> Rules:
+    """Returns the rules of the model called `name`; `UserError` where torchvision has no such."""
+    if name not in RULES:
+        raise UserError(
+            f"no conversion from or to torch is known for the model {name!r}; there is one for "
+            f"{', '.join(RULES)}"
+        )
+    return RULES[name]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array: where it is in the variables, and its name and shape in a state_dict."""
+
+    collection: str
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    torch_name: str
+    torch_shape: tuple[int, ...]
+
+    def from_torch(self, array: np.ndarray) -> np.ndarray:
+        """Lays out torch's array as ours: a copy, contiguous, of this leaf's dtype."""
+        with np.errstate(over="ignore", invalid="ignore"):  # float64 that was asked to be cast
+            return np.array(
+                _transposed(array, self.path[-1], to_torch=False), self.dtype, order="C"
+            )
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """The inverse: a copy, contiguous; counters are int64 in torch."""
+        dtype = np.int64 if self.dtype.kind == "i" else None
+        return np.array(_transposed(array, self.path[-1], to_torch=True), dtype, order="C")
+
+
+def leaves(variables: Mapping[str, Any]) -> Iterator[Leaf]:
+    """Yields the leaves of a linen model's variables, or of what `jax.eval_shape` says of them."""
+    for collection, tree in variables.items():
+        names = TORCH_NAMES.get(collection)
+        if names is None:
+            raise UserError(f"no conversion to torch is known for the collection {collection!r}")
+        for path, leaf in _walk(tree, ()):
+            if path[-1] not in names:
+                where = "/".join((collection, *path))
+                raise UserError(f"no conversion to torch is known for {where}")
+            shape = tuple(leaf.shape)
+            torch_shape = tuple(shape[i] for i in _axes(path[-1], len(shape), to_torch=True))
+            torch_name = ".".join((*path[:-1], names[path[-1]]))
+            yield Leaf(collection, path, shape, np.dtype(leaf.dtype), torch_name, torch_shape)
+
+
+TORCH_NAMES: dict[str, dict[str, str]] = {
+    "params": {"kernel": "weight", "bias": "bias", "scale": "weight"},
+    "batch_stats": {
+        "mean": "running_mean",
+        "var": "running_var",
+        "num_batches_tracked": "num_batches_tracked",
+    },
+}
+_KERNEL_AXES: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    # dimensions: (from torch, to torch)
+    2: ((1, 0), (1, 0)),  # [k, c] <-> [c, k]
+    4: ((2, 3, 1, 0), (3, 2, 0, 1)),  # OIHW <-> HWIO
+}
+
+
+def _axes(name: str, ndim: int, *, to_torch: bool) -> tuple[int, ...]:
+    same = tuple(range(ndim))
+    return _KERNEL_AXES.get(ndim, (same, same))[to_torch] if name == "kernel" else same
+
+
+def _transposed(array: np.ndarray, name: str, *, to_torch: bool) -> np.ndarray:
+    return array.transpose(_axes(name, array.ndim, to_torch=to_torch))
+
+
+def _walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+def nested(entries: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Returns the tree of dictionaries whose leaves are at these paths."""
+    tree: dict[str, Any] = {}
+    for path, value in entries.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = value
+    return tree
