@@ -7,7 +7,8 @@ dtype for bfloat16 and float8. What is written goes through the library (torch_w
 import json
 import math
 import struct
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -32,7 +33,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
-def read_safetensors(file: BinaryIO, max_bytes: int) -> dict[str, np.ndarray]:
+def read_safetensors(file: BufferedIOBase, max_bytes: int) -> dict[str, np.ndarray]:
     """Returns the arrays of a safetensors file in the order of their bytes, without its metadata.
 
     As the format demands, the arrays' bytes must fill the file without gaps or overlaps. Raises

@@ -8,8 +8,9 @@ says how), and before anything large is reserved the file must be seen to have i
 import os
 import struct
 from collections.abc import Callable, Mapping
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from jaxvision.weights.tensors import BUILDERS, Storage, TensorSpec, gather, sto
 from jaxvision.weights.unpickle import MAX_PICKLE_BYTES, BadFile, shown, unpickle
 from jaxvision.weights.zip_archive import DAMAGED, ZipArchive, read_exactly
 
-MAX_BYTES = 16 << 30
+MIN_ALLOWED_BYTES, MAX_EXPANSION = 256 << 20, 16
+"""What a file's tensors may need by default: 16 times its size (views can repeat), or 256 MiB."""
 MAX_DEPTH = 4
 """So deep among dictionaries the weights are looked for."""
 PREFIXES = ("module.", "_orig_mod.")
@@ -41,7 +43,7 @@ ReadStorage = Callable[[Storage], np.ndarray]
 
 
 def read_torch(
-    path: str | os.PathLike[str], *, key: str | None = None, max_bytes: int = MAX_BYTES
+    path: str | os.PathLike[str], *, key: str | None = None, max_bytes: int | None = None
 ) -> dict[str, np.ndarray]:
     """Returns the arrays of a .pth, .pt or .safetensors file by name, in the file's order.
 
@@ -51,7 +53,8 @@ def read_torch(
 
     The arrays are C-contiguous, in memory of their own, of the file's dtypes (bfloat16 and float8
     as ml_dtypes has them). Raises `UserError` for everything else: another format, a damaged file,
-    a whole pickled model, anything that would have to be executed, more than `max_bytes`.
+    a whole pickled model, anything that would have to be executed, more than `max_bytes` (by
+    default 16 times the file's size, or 256 MiB if that is more).
 
     >>> weights = read_torch("resnet18-f37072fd.pth")  # doctest: +SKIP
     >>> weights["fc.weight"].shape  # doctest: +SKIP
@@ -66,11 +69,15 @@ def read_torch(
 
 
 def read_stream(
-    file: BinaryIO, name: str, *, key: str | None = None, max_bytes: int = MAX_BYTES
+    file: BufferedIOBase, name: str, *, key: str | None = None, max_bytes: int | None = None
 ) -> dict[str, np.ndarray]:
     """Does `read_torch` for an open file; `name` is what errors call it."""
     try:
+        file_size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         start = file.read(512)
+        if max_bytes is None:
+            max_bytes = max(MAX_EXPANSION * file_size, MIN_ALLOWED_BYTES)
         if start.startswith(b"PK"):
             arrays = _read_zip(file, key, max_bytes)
         elif start[:1] == b"\x80" and _LEGACY_START in start[:32]:
@@ -111,7 +118,7 @@ def _why_foreign(start: bytes) -> str:
     )
 
 
-def _read_zip(file: BinaryIO, key: str | None, max_bytes: int) -> dict[str, np.ndarray]:
+def _read_zip(file: BufferedIOBase, key: str | None, max_bytes: int) -> dict[str, np.ndarray]:
     archive = ZipArchive(file)
     pickles = [name for name in archive.members if name.endswith("/data.pkl")]
     if len(pickles) != 1 or pickles[0].count("/") != 1:
@@ -140,7 +147,7 @@ def _read_zip(file: BinaryIO, key: str | None, max_bytes: int) -> dict[str, np.n
     return gather(_weights(value, key), read_storage, max_bytes)
 
 
-def _read_legacy(file: BinaryIO, key: str | None, max_bytes: int) -> dict[str, np.ndarray]:
+def _read_legacy(file: BufferedIOBase, key: str | None, max_bytes: int) -> dict[str, np.ndarray]:
     """Five pickles (magic, version, system, object, storage keys), then each storage's bytes."""
     file_size = file.seek(0, 2)
     file.seek(0)

@@ -6,7 +6,7 @@ recursion of its C code. Here there is nothing to guard. A global is a name, che
 REDUCE and NEWOBJ look that name up in a table of our functions; BUILD forgets the state it is
 given.
 Weight files have small pickles (the arrays lie beside them), so plain Python is quick enough:
-resnet152's takes about 0.1 s.
+resnet152's takes about 0.03 s.
 """
 
 import pickletools

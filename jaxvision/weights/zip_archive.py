@@ -7,7 +7,7 @@ a stretch of the file, no two overlap, and its size is what it takes there.
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import BufferedIOBase
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Member:
 class ZipArchive:
     """The members of `file` by name. Raises `BadFile` for whatever torch would not write."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BufferedIOBase):
         self.file = file
         self.size = file.seek(0, 2)
         self.members: dict[str, Member] = {}
@@ -142,13 +142,13 @@ class ZipArchive:
             end = member.header
 
 
-def read_exactly(file: BinaryIO, start: int, size: int) -> np.ndarray:
+def read_exactly(file: BufferedIOBase, start: int, size: int) -> np.ndarray:
     """Returns `size` bytes of the file from `start` on, which it must have, as a new array."""
     array = np.empty(size, np.uint8)
     file.seek(start)
     view, done = memoryview(array), 0
     while done < size:
-        count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        count = file.readinto(view[done:])
         if not count:
             raise BadFile(f"{DAMAGED} ({size - done:,} bytes are missing)")
         done += count
