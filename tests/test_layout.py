@@ -21,7 +21,7 @@ MAY_IMPORT = {  # part of jaxvision -> the other parts that its files may import
     "models": BASE | {"ops"},
     "metrics": BASE | {"ops"},
     "losses": BASE | {"ops", "metrics"},
-    "weights": BASE | {"models"},
+    "weights": BASE | {"models", "data"},  # for downloads
     "data": {"errors"},  # and not types, which imports jax
     "report": BASE | {"metrics"},
     "train": BASE | {"data"},

@@ -142,9 +142,9 @@ class Course:
 
 
 class TorchProcess:
-    """The other end: a process that runs this file, for one that may have no PyTorch."""
+    """The other end: a process that runs such a file, for one that may have no PyTorch."""
 
-    def __init__(self, command: list[str], warmup: int):
+    def __init__(self, command: list[str], warmup: int = 0):
         self._warmup = warmup
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -154,16 +154,19 @@ class TorchProcess:
 
     def seconds(self, batch_size: int, steps: int) -> float:
         """Seconds that `steps` steps take, after some that are not counted."""
-        request = {"batch_size": batch_size, "warmup": self._warmup, "steps": steps}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._answer()
+        answer = self.request(batch_size=batch_size, warmup=self._warmup, steps=steps)
         if not math.isfinite(answer["loss"]):
             raise ChildProcessError(
                 f"PyTorch's loss became {answer['loss']}: nothing to compare with"
             )
         self.loader_starts += answer["loader_starts"]
         return answer["seconds"]
+
+    def request(self, **values: Any) -> dict[str, Any]:
+        """Sends one request and waits for its answer."""
+        self._process.stdin.write(json.dumps(values) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
 
     def close(self) -> None:
         self._process.stdin.close()

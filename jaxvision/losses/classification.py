@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxvision.metrics import accuracy
-from jaxvision.ops import normalize_images
+from jaxvision.ops import normalize_images, valid_rows
 from jaxvision.types import Batch, LossFn
 
 
@@ -60,9 +60,10 @@ def classification_loss(
             images = jnp.where(valid[:, None, None, None], images, 0.0)
         variables = {"params": params, "batch_stats": batch_stats}
         if train:
-            logits, updated = model.apply(
-                variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
-            )
+            with valid_rows(valid):  # or BatchNorm would see the padding
+                logits, updated = model.apply(
+                    variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+                )
             batch_stats = updated.get("batch_stats", batch_stats)
         else:
             logits = model.apply(variables, images, train=False)

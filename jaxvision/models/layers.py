@@ -8,10 +8,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxvision.ops import conv2d
+from jaxvision.ops import batch_norm, conv2d, normalize_by
+
+Initializer = nn.initializers.Initializer
+
+kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""N(0, 2 / fan_out), torch's kaiming_normal_ with mode="fan_out" (arXiv:1502.01852)."""
 
 
-def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
+def fan_in_uniform(fan_in: int) -> Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's draw for weights *and* biases of Linear and Conv.
 
     The published figures of small networks under plain SGD depend on it.
@@ -33,13 +38,15 @@ class Conv(nn.Module):
     padding: int = 0
     groups: int = 1
     use_bias: bool = True
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         init = fan_in_uniform(math.prod(shape[:-1]))
-        kernel = self.param("kernel", init, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init or init, shape, jnp.float32)
         y = conv2d(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -48,7 +55,7 @@ class Conv(nn.Module):
             self.groups,
         )
         if self.use_bias:
-            bias = self.param("bias", init, (self.features,), jnp.float32)
+            bias = self.param("bias", self.bias_init or init, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
@@ -58,14 +65,65 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = True
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b k"]:
         init = fan_in_uniform(x.shape[-1])
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init or init, shape, jnp.float32)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
-            bias = self.param("bias", init, (self.features,), jnp.float32)
+            bias = self.param("bias", self.bias_init or init, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype).reshape(1, -1)
         return y
+
+
+class BatchNorm(nn.Module):
+    """torch's BatchNorm over the last axis (arXiv:1502.03167), with its state in `batch_stats`.
+
+    `train=True` normalises by the batch's own mean and biased variance and moves the stored ones:
+    stored = (1 - momentum) * stored + momentum * batch's, where the variance that is stored is the
+    *unbiased* one. `momentum` is torch's (linen's is 1 - it); None averages over all batches alike.
+    `train=False` normalises by the stored ones; so does `frozen`, whatever `train` is.
+
+    Parameters `scale` and `bias` [c]; state `mean` and `var` [c] and `num_batches_tracked`, all but
+    the last float32 whatever `dtype` is.
+    """
+
+    momentum: float | None = 0.1
+    eps: float = 1e-5
+    frozen: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *d c"], *, train: bool) -> Float[Array, "b *d c"]:
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        tracked = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32)
+        x = x.astype(self.dtype)
+        if not train or self.frozen or self.is_initializing():
+            return normalize_by(x, mean.value, var.value, scale, bias, self.eps)
+        if math.prod(x.shape[:-1]) < 2:
+            raise ValueError(
+                f"batch normalisation in training needs at least 2 values a channel, and an input "
+                f"of shape {list(x.shape)} has 1: use a larger batch or picture, or train=False"
+            )
+        y, batch_mean, batch_var, count = batch_norm(x, scale, bias, self.eps)
+        tracked.value = tracked.value + 1
+        new = 1 / tracked.value if self.momentum is None else self.momentum
+        unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
+        mean.value = (1 - new) * mean.value + new * batch_mean
+        var.value = (1 - new) * var.value + new * unbiased
+        return y
+
+
+def flatten_as_torch(x: Float[Array, "b h w c"]) -> Float[Array, "b n"]:
+    """Flattens in torch's order (c, h, w): the kernel of the Dense layer behind it is then torch's
+    weight transposed, and no more."""
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)

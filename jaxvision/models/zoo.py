@@ -7,12 +7,33 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from jaxvision.errors import UserError
+from jaxvision.models import resnet, vgg
+from jaxvision.models.alexnet import AlexNet
 from jaxvision.models.lenet import LeNet
 from jaxvision.models.mlp import MLP
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "alexnet": AlexNet,
     "lenet": LeNet,
     "mlp": MLP,
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
+    "resnext50_32x4d": resnet.resnext50_32x4d,
+    "resnext101_32x8d": resnet.resnext101_32x8d,
+    "resnext101_64x4d": resnet.resnext101_64x4d,
+    "vgg11": vgg.vgg11,
+    "vgg11_bn": vgg.vgg11_bn,
+    "vgg13": vgg.vgg13,
+    "vgg13_bn": vgg.vgg13_bn,
+    "vgg16": vgg.vgg16,
+    "vgg16_bn": vgg.vgg16_bn,
+    "vgg19": vgg.vgg19,
+    "vgg19_bn": vgg.vgg19_bn,
+    "wide_resnet50_2": resnet.wide_resnet50_2,
+    "wide_resnet101_2": resnet.wide_resnet101_2,
 }
 
 

@@ -1,9 +1,10 @@
-"""Max-pooling as torch defines it: explicit padding, all gradient to a window's first maximum."""
+"""Pooling as torch defines it: explicit padding, all gradient to a window's first maximum."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxvision.ops.convolution import conv_output_size
@@ -40,6 +41,43 @@ def max_pool(
     pool = _max_pool_by_offsets if window[0] * window[1] <= 127 else _max_pool_by_reduce_window
     y = pool(x.reshape(-1, h, w, c), window, stride, padding)
     return y.reshape(*batch, *y.shape[1:])
+
+
+def adaptive_avg_pool(
+    x: Float[Array, "*b h w c"], output_size: int | tuple[int, int]
+) -> Float[Array, "*b h2 w2 c"]:
+    """torch's AdaptiveAvgPool2d: means over windows that cover any input size with `output_size`.
+
+    Output i of n is the mean of the inputs from floor(i * size / n) up to, not including,
+    ceil((i + 1) * size / n); where the input is smaller, values repeat.
+
+    >>> adaptive_avg_pool(jnp.arange(6.0).reshape(2, 3, 1), (1, 2))[..., 0].tolist()
+    [[2.0, 3.0]]
+    """
+    out_h, out_w = _pair(output_size)
+    h, w = x.shape[-3:-1]
+    if (h, w) == (out_h, out_w):
+        return x
+    if (out_h, out_w) == (1, 1):
+        return x.mean(axis=(-3, -2), keepdims=True)
+    rows, columns = _averaging(h, out_h), _averaging(w, out_w)
+    # One constant matrix an axis; at full precision, because a TPU would multiply in bfloat16.
+    return jnp.einsum(
+        "ih,jw,...hwc->...ijc",
+        rows.astype(x.dtype),
+        columns.astype(x.dtype),
+        x,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def _averaging(size: int, bins: int) -> np.ndarray:
+    """The matrix [bins, size] whose rows take the mean of each bin's window."""
+    starts = np.arange(bins) * size // bins
+    ends = -(-(np.arange(bins) + 1) * size // bins)
+    inputs = np.arange(size)
+    inside = (inputs >= starts[:, None]) & (inputs < ends[:, None])
+    return (inside / (ends - starts)[:, None]).astype(np.float32)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -5,10 +5,14 @@ step (counted in updates, from 0).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
+
+from jaxvision.train.trainable import Path, merge_params, split_params, trainable_paths
 
 Schedule = Callable[..., object]
 LearningRate = float | Schedule
@@ -68,6 +72,45 @@ def adamw(
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+class Freeze(optax.GradientTransformation):
+    """What `freeze` returns: `inner` on the parameters at the paths `trainable` alone."""
+
+    inner: optax.GradientTransformation
+    trainable: frozenset[Path]
+
+
+def freeze(
+    tx: optax.GradientTransformation, params: Mapping[str, Any], trainable: str | Sequence[str]
+) -> Freeze:
+    """Trains the parameters whose path a pattern matches; every other one stays bit for bit.
+
+    `make_train_step` differentiates by the trained parameters alone, so that frozen ones cost no
+    backward work, and runs modules that are frozen as in inference: their BatchNorm statistics
+    stay. The optimiser keeps state for the trained ones only. Patterns: see `trainable_paths`.
+    Elsewhere the result is an optax transformation whose updates of frozen parameters are zero.
+
+    >>> params = {"conv1": {"kernel": jnp.ones(3)}, "fc": {"kernel": jnp.ones(2)}}
+    >>> tx = freeze(sgd(0.1, momentum=0.9), params, trainable="fc/**")
+    >>> jax.tree.map(jnp.shape, tx.init(params)[0].trace)
+    {'fc': {'kernel': (2,)}}
+    """
+    paths = trainable_paths(params, trainable)
+
+    def init(params):
+        return tx.init(split_params(params, paths)[0])
+
+    def update(updates, state, params=None, **extra):
+        trained, frozen = split_params(updates, paths)
+        if params is not None:
+            params = split_params(params, paths)[0]
+        trained, state = tx.update(trained, state, params, **extra)
+        return merge_params(trained, jax.tree.map(jnp.zeros_like, frozen)), state
+
+    result = Freeze(init, update)
+    result.inner, result.trainable = tx, paths
+    return result
 
 
 def _clip(clip_norm: float | None) -> list[optax.GradientTransformation]:

@@ -1,6 +1,7 @@
 """Jitted train and evaluation steps. They know no task: a task brings its `loss_fn`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvision.errors import UserError
+from jaxvision.train.optim import Freeze
 from jaxvision.train.state import TrainState
+from jaxvision.train.trainable import frozen_as_in_inference, merge_params, split_params
 from jaxvision.types import Batch, LossFn, Metrics
 
 DATA_AXIS = "data"
@@ -39,10 +42,10 @@ def make_train_step(
     the parts) in less memory. `ema_decay` d keeps `ema = d * ema + (1 - d) * value` of params and
     batch_stats; the state must have been created with `ema=True`. `mesh` shards the batch over the
     mesh's `data` axis and replicates the rest. `select` makes the batch inside the step, from data
-    on the device.
+    on the device. Where `tx` is made by `freeze`, what it freezes is not differentiated by.
     """
     mesh = auto_mesh(mesh)
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    grad_fn = jax.value_and_grad(_loss_of_trainable(loss_fn, tx), has_aux=True)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_ema(state, ema_decay)
@@ -50,19 +53,25 @@ def make_train_step(
             batch = select(batch, state.step)
         batch = _shard(batch, mesh)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        trainable, frozen = _split_for(tx, state.params)
         if accumulate == 1:
             (loss, (batch_stats, metrics)), grads = grad_fn(
-                state.params, state.batch_stats, batch, key
+                trainable, frozen, state.batch_stats, batch, key
             )
         else:
             parts = _split(batch, accumulate, mesh)
-            loss, batch_stats, metrics, grads = _accumulated(grad_fn, state, parts, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+            loss, batch_stats, metrics, grads = _accumulated(
+                partial(grad_fn, trainable, frozen), state.batch_stats, parts, key
+            )
+        inner = tx.inner if isinstance(tx, Freeze) else tx
+        updates, opt_state = inner.update(grads, state.opt_state, trainable)
+        params = optax.apply_updates(trainable, updates)
+        if frozen:
+            params = merge_params(params, frozen)
         ema = state.ema
         if ema_decay is not None:
             new = {"params": params, "batch_stats": batch_stats}
-            ema = optax.incremental_update(new, ema, step_size=1 - ema_decay)
+            ema = jax.tree.map(partial(_moving_average, ema_decay), ema, new)
         metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
@@ -108,16 +117,39 @@ def _check_ema(state: TrainState, ema_decay: float | None) -> None:
         )
 
 
-def _accumulated(grad_fn, state: TrainState, parts: list[Batch], key: jax.Array):
+def _split_for(tx, params) -> tuple[Any, Any]:
+    """Returns the parameters that `tx` trains, and the ones that it freezes."""
+    return split_params(params, tx.trainable) if isinstance(tx, Freeze) else (params, {})
+
+
+def _loss_of_trainable(loss_fn: LossFn, tx):
+    """Returns `loss_fn` as `(trainable, frozen, batch_stats, batch, key) -> …`."""
+
+    def loss_of_trainable(trainable, frozen, batch_stats, batch, key):
+        if not isinstance(tx, Freeze):
+            return loss_fn(trainable, batch_stats, batch, key)
+        params = merge_params(trainable, frozen)
+        with frozen_as_in_inference(params, tx.trainable):
+            return loss_fn(params, batch_stats, batch, key)
+
+    return loss_of_trainable
+
+
+def _moving_average(decay: float, average: jax.Array, new: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(new.dtype, jnp.inexact):
+        return new  # a count, such as BatchNorm's num_batches_tracked
+    return decay * average + (1 - decay) * new
+
+
+def _accumulated(grad_fn, batch_stats: Any, parts: list[Batch], key: jax.Array):
     """Returns (loss, batch_stats, metrics, grads), each part weighted by its valid examples."""
-    batch_stats = state.batch_stats
     counts = [_num_valid(part) for part in parts]
     total = jnp.maximum(sum(counts), 1)
     mean = None
     # A Python loop: a convolution within lax.scan is several times slower on the CPU.
     for i, (part, count) in enumerate(zip(parts, counts, strict=True)):
         (loss, (batch_stats, metrics)), grads = grad_fn(
-            state.params, batch_stats, part, jax.random.fold_in(key, i)
+            batch_stats, part, jax.random.fold_in(key, i)
         )
         weight = count / total
         weighted = jax.tree.map(lambda x, w=weight: w * x, (loss, metrics, grads))

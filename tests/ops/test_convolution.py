@@ -112,6 +112,35 @@ def test_patches_equal_xlas_convolution_and_its_gradients(size, kernel, padding)
         np.testing.assert_allclose(ours, xlas, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("size", "channels", "kernel", "features", "stride", "groups"),
+    [
+        ((8, 7), 6, 1, 10, (1, 1), 1),
+        ((8, 7), 6, 1, 10, (2, 3), 1),
+        ((7, 6), 64, 3, 128, (1, 1), 32),  # 4 blocks of 16 groups of 2 channels
+        ((7, 6), 24, 3, 24, (2, 2), 6),
+        ((7, 6), 320, 3, 160, (2, 2), 10),  # groups of 32, one each
+        ((5, 5), 9, 3, 9, (1, 1), 3),
+    ],
+)
+def test_the_forms_for_the_cpu_equal_xlas_own_and_its_gradients(
+    monkeypatch, size, channels, kernel, features, stride, groups
+):
+    x, weights = (
+        normal(0, 2, *size, channels),
+        normal(1, kernel, kernel, channels // groups, features),
+    )
+
+    def run():
+        y, vjp = jax.vjp(lambda x, k: conv2d(x, k, stride, (kernel // 2,) * 2, groups), x, weights)
+        return y, *vjp(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+    got = run()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for ours, xlas in zip(got, run(), strict=True):
+        np.testing.assert_allclose(ours, xlas, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 def test_gradients_equal_finite_differences(channels):
     x, weights = normal(0, 2, 5, 4, channels), normal(1, 3, 2, channels, 3)
@@ -119,17 +148,24 @@ def test_gradients_equal_finite_differences(channels):
     check_grads(conv, (x, weights), order=1, eps=0.1)
 
 
-def test_a_single_channel_takes_the_fast_route_on_the_cpu_only(monkeypatch):
-    def uses_xlas_convolution(channels, stride=(1, 1)):
-        kernel = normal(1, 3, 3, channels, 2)
-        jaxpr = jax.make_jaxpr(lambda x: conv2d(x, kernel, stride))(normal(0, 1, 6, 6, channels))
-        return "conv_general_dilated" in str(jaxpr)
+def test_some_kinds_take_another_route_on_the_cpu_only(monkeypatch):
+    def convolutions(channels, stride=(1, 1), size=3, groups=1):
+        kernel = normal(1, size, size, channels // groups, 64)
+        jaxpr = jax.make_jaxpr(lambda x: conv2d(x, kernel, stride, groups=groups))(
+            normal(0, 1, 6, 6, channels)
+        )
+        return str(jaxpr).count("conv_general_dilated[")
 
-    assert not uses_xlas_convolution(channels=1)
-    assert uses_xlas_convolution(channels=1, stride=(2, 2))
-    assert uses_xlas_convolution(channels=3)
+    assert convolutions(channels=1) == 0
+    assert convolutions(channels=1, stride=(2, 2)) == 1
+    assert convolutions(channels=3) == 1
+    assert convolutions(channels=3, size=1, stride=(2, 2)) == 0
+    assert convolutions(channels=64, groups=32) == 2
+    assert convolutions(channels=64, groups=64) == 1  # depthwise
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert uses_xlas_convolution(channels=1)
+    assert convolutions(channels=1) == 1
+    assert convolutions(channels=3, size=1) == 1
+    assert convolutions(channels=64, groups=32) == 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])

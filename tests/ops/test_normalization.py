@@ -1,0 +1,104 @@
+"""Batch normalisation against a plain NumPy version in float64, and its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from jaxvision.ops import batch_norm, normalize_by, valid_rows
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def plain(x, scale, bias, eps=1e-5):
+    """Algorithm 1 of the paper, line by line."""
+    x = np.asarray(x, np.float64)
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    var = ((x - mean) ** 2).mean(axes)
+    normalised = (x - mean) / np.sqrt(var + eps)
+    return normalised * np.asarray(scale) + np.asarray(bias), mean, var
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 5, 4, 3), (3, 6, 2), (2, 2, 3, 2, 5)])
+def test_values(shape):
+    x, scale, bias = normal(0, *shape) * 3 + 1, normal(1, shape[-1]), normal(2, shape[-1])
+    *got, count = jax.jit(batch_norm)(x, scale, bias)
+    for ours, expected in zip(got, plain(x, scale, bias), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+    assert count == np.prod(shape[:-1])
+
+
+def test_a_large_mean_does_not_cancel_the_variance():
+    x = normal(0, 64, 4) + 3000
+    _, _, var, _ = batch_norm(x, jnp.ones(4), jnp.zeros(4))
+    np.testing.assert_allclose(var, plain(x, 1, 0)[2], rtol=1e-4)
+
+
+def test_a_constant_channel_gives_the_bias():
+    y, _, var, _ = batch_norm(jnp.full((8, 2), 5.0), jnp.ones(2), jnp.array([1.0, -1.0]))
+    np.testing.assert_allclose(y, [[1.0, -1.0]] * 8, atol=1e-5)
+    np.testing.assert_array_equal(var, 0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_output_mean_and_variance(masked):
+    """The statistics are outputs too, and a loss may depend on them."""
+    x, scale, bias = normal(0, 4, 3, 2), normal(1, 2), normal(2, 2)
+    weights = normal(3, 4, 3, 2)
+    valid = jnp.array([True, True, False, True]) if masked else None
+
+    def loss(x, scale, bias):
+        with valid_rows(valid):
+            y, mean, var, _ = batch_norm(x, scale, bias)
+        kept = y if valid is None else jnp.where(valid[:, None, None], y, 0)
+        return (kept * weights).sum() + (mean**2).sum() + 3 * (var**2).sum()
+
+    check_grads(jax.jit(loss), (x, scale, bias), order=1, modes=["rev"], eps=1e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("poison", [0.0, 1e6, jnp.nan])
+def test_rows_that_are_not_valid_are_not_seen(poison):
+    x, scale, bias = normal(0, 5, 4, 3), normal(1, 3), normal(2, 3)
+    valid = jnp.array([True, False, True, True, False])
+    rows = np.flatnonzero(valid)
+
+    def loss(x, valid):
+        with valid_rows(valid):
+            y, mean, var, count = batch_norm(x, scale, bias)
+        kept = y if valid is None else jnp.where(valid[:, None, None], y, 0)
+        return (kept**3).sum(), (mean, var, count)
+
+    poisoned = jnp.where(valid[:, None, None], x, poison)
+    (value, got), gradient = jax.value_and_grad(loss, has_aux=True)(poisoned, valid)
+    (wanted, expected), wanted_gradient = jax.value_and_grad(loss, has_aux=True)(x[rows], None)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient[rows], wanted_gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_valid_rows_must_fit_and_end_with_their_context():
+    x = normal(0, 4, 2)
+    with valid_rows(jnp.ones(3, bool)), pytest.raises(ValueError, match=r"4 rows, but .* has 3"):
+        batch_norm(x, jnp.ones(2), jnp.zeros(2))
+    assert batch_norm(x, jnp.ones(2), jnp.zeros(2))[3] == 4
+
+
+def test_bfloat16_has_float32_statistics():
+    x = normal(0, 32, 4, 3) * 2 + 1
+    y, mean, var, _ = batch_norm(x.astype(jnp.bfloat16), jnp.ones(3), jnp.zeros(3))
+    assert (y.dtype, mean.dtype, var.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    np.testing.assert_allclose(y.astype(jnp.float32), plain(x, 1, 0)[0], atol=0.03)
+
+
+def test_normalize_by_given_statistics():
+    x, mean, var = normal(0, 2, 3, 4), normal(1, 4), jnp.abs(normal(2, 4)) + 0.1
+    scale, bias = normal(3, 4), normal(4, 4)
+    got = normalize_by(x, mean, var, scale, bias, eps=1e-3)
+    x, mean, var, scale, bias = (np.asarray(a) for a in (x, mean, var, scale, bias))
+    expected = (x - mean) / np.sqrt(var + 1e-3) * scale + bias
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,101 @@
+"""torchvision's classifiers: logits, input gradients and sizes, from random converted weights.
+
+The weights pass through a file that the real torch writes. One network of each kind runs in every
+suite; the others, which differ from it in numbers only, are marked slow.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxvision.models import get_model, list_models
+from jaxvision.weights import from_torch, read_torch
+
+from .tensors import from_nchw, to_nchw
+from .torchvision_cpu import torchvision
+
+ONE_OF_EACH_KIND = ("alexnet", "resnet18", "resnet50", "resnext50_32x4d", "vgg11_bn")
+NAMES = [n for n in list_models() if hasattr(torchvision.models, n)]
+SIZES = (224, 161)
+
+
+def torch_model(name: str, **options) -> torch.nn.Module:
+    """torchvision's own network, with its initialisation and non-trivial BatchNorm."""
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(**options)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.normal_(module.bias, std=0.1)
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            module.num_batches_tracked.fill_(17)
+    return model.eval()
+
+
+def pictures(size: int, count: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(size)
+    return rng.normal(size=(count, size, size, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ONE_OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+)
+def test_logits_input_gradients_and_parameter_count(name, tmp_path):
+    reference = torch_model(name)
+    torch.save(reference.state_dict(), tmp_path / "weights.pth")
+    variables = jax.device_put(from_torch(name, read_torch(tmp_path / "weights.pth")))
+    count = sum(p.numel() for p in reference.parameters())
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == count
+    model = get_model(name)
+
+    def weighted(x, direction):
+        logits = model.apply(variables, x, train=False)
+        return (logits * direction).sum(), logits
+
+    # Not jitted: of a deep network's equal blocks, each operator then compiles once.
+    gradient = jax.value_and_grad(weighted, has_aux=True)
+    for size in SIZES:
+        x = pictures(size)
+        direction = np.random.default_rng(1).normal(size=(1, 1000)).astype(np.float32)
+        theirs = to_nchw(x).requires_grad_()
+        expected = reference(theirs)
+        (expected * torch.tensor(direction)).sum().backward()
+
+        (_, logits), ours = gradient(jnp.asarray(x), direction)
+        np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=0, atol=1e-4)
+        assert float(expected.detach().std()) > 1e-3  # the weights do something
+        wanted = from_nchw(theirs.grad)
+        error = np.linalg.norm(ours - wanted) / np.linalg.norm(wanted)
+        assert error < 1e-3, f"the input's gradient is off by {error:.1e} at {size} pixels"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "alexnet"])
+def test_jitted_logits_in_training_mode_without_dropout(name):
+    """BatchNorm by the batch's own statistics, and the statistics that it then stores."""
+    options = {} if name == "resnet18" else {"dropout": 0.0}
+    reference = torch_model(name, **options).train()
+    state = {k: v.numpy().copy() for k, v in reference.state_dict().items()}
+    variables = from_torch(name, state)
+    model = get_model(name, **options)
+    x = pictures(97, count=3)
+    with torch.no_grad():
+        expected = reference(to_nchw(x)).numpy()
+    apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    logits, updated = apply(variables, x)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+    stored = {k: v.numpy() for k, v in reference.state_dict().items()}
+    if "batch_stats" not in variables or not variables["batch_stats"]:
+        return
+    wanted = from_torch(name, stored)["batch_stats"]
+    for (path, ours), theirs in zip(
+        jax.tree.leaves_with_path(updated["batch_stats"]), jax.tree.leaves(wanted), strict=True
+    ):
+        np.testing.assert_allclose(
+            ours, theirs, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path)
+        )
