@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step), so that resuming a run needs the step and no more.
 
 Randomness comes from Philox, counter-based: its key is (seed, epoch), and its 256-bit counter
-starts at a place of its own for the order and for each example's augmentation, so that no two
-overlap.
+starts at a place of its own for the order, for each example's augmentation and for each batch's,
+so that no two overlap.
 """
 
 from collections import deque
@@ -16,11 +16,13 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from jaxvision.data.arrays import ArrayDataset
-from jaxvision.data.transforms import Transform
+from jaxvision.data.files import FileDataset
+from jaxvision.data.mixing import BatchTransform
+from jaxvision.data.transforms import Example, PictureTransform, Transform, as_array
 from jaxvision.errors import UserError
 
 T = TypeVar("T")
-ORDER, AUGMENTATION = 0, 1
+ORDER, AUGMENTATION, MIXING = 0, 1, 2
 
 
 def epoch_order(
@@ -42,7 +44,7 @@ def epoch_order(
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a data set in memory: call it with a step, from 0 on without an end.
+    """The batches of a data set: call it with a step, from 0 on without an end.
 
     `batches(step)` is `{"image": uint8 [b, h, w, c], "label": int32 [b]}`, a pure function of
     `seed` and `step`; step `steps_per_epoch` begins the second epoch. Where `batch_size` does not
@@ -52,20 +54,25 @@ class Batches:
 
     `transform(example, rng)` augments each example on the host, with a generator of its own from
     (seed, epoch, index in the data set), whatever the batch size. For evaluation: `shuffle=False`.
+    A `FileDataset` is decoded here, so its transform must bring pictures to one size: see
+    `presets`. `batch_transform(batch, rng)` comes last and sees the whole batch (see `mixing`),
+    with a generator from (seed, step).
 
-    Raises `UserError` if `batch_size` is below 1 or above the size of the data set.
+    Raises `UserError` if `batch_size` is below 1 or above the size of the data set; a call raises
+    it for a broken picture, by name.
 
     >>> batches = Batches(train, batch_size=64, seed=0)  # doctest: +SKIP
     >>> batches(0)["image"].shape  # doctest: +SKIP
     (64, 28, 28, 1)
     """
 
-    dataset: ArrayDataset
+    dataset: ArrayDataset | FileDataset
     batch_size: int
     seed: int = 0
     shuffle: bool = True
     transform: Transform | None = None
     drop_last: bool = False
+    batch_transform: BatchTransform | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -105,25 +112,39 @@ class Batches:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         start = step_in_epoch * self.batch_size
         indices = self.padded_order(epoch)[start : start + self.batch_size]
-        if self.transform is None:
+        if self.transform is None and isinstance(self.dataset, ArrayDataset):
             batch = {"image": self.dataset.images[indices], "label": self.dataset.labels[indices]}
         else:
-            batch = self._augmented(epoch, indices)
+            batch = self._stack([self._example(epoch, int(index)) for index in indices])
         if self.has_padding:
             batch["valid"] = np.arange(start, start + self.batch_size) < len(self.dataset)
+        if self.batch_transform is not None:
+            rng = np.random.Generator(_philox(self.seed, epoch, MIXING, step_in_epoch))
+            batch = self.batch_transform(batch, rng)
         return batch
 
-    def _augmented(self, epoch: int, indices: Int32[np.ndarray, "b"]) -> dict[str, np.ndarray]:
-        assert self.transform is not None
-        examples = []
-        for index in indices:
+    def _example(self, epoch: int, index: int) -> Example:
+        dataset, transform = self.dataset, self.transform
+        if isinstance(dataset, ArrayDataset):
             # A copy, so that a transform that writes in place can't change the data set.
-            example = {
-                "image": self.dataset.images[index].copy(),
-                "label": self.dataset.labels[index],
-            }
-            rng = np.random.Generator(_philox(self.seed, epoch, AUGMENTATION, int(index)))
-            examples.append(self.transform(example, rng))
+            example = {"image": dataset.images[index].copy(), "label": dataset.labels[index]}
+        else:
+            example = {"image": dataset.picture(index), "label": dataset.labels[index]}
+            if not isinstance(transform, PictureTransform):
+                example = as_array(example)
+        if transform is not None:
+            rng = np.random.Generator(_philox(self.seed, epoch, AUGMENTATION, index))
+            example = transform(example, rng)
+        return as_array(example)
+
+    def _stack(self, examples: list[Example]) -> dict[str, np.ndarray]:
+        shapes = {example["image"].shape for example in examples}
+        if len(shapes) > 1:
+            raise UserError(
+                f"{self.dataset.name}: expected pictures of one size in a batch, got "
+                f"{' and '.join(' x '.join(map(str, shape)) for shape in sorted(shapes)[:2])}: "
+                "give a transform that resizes them, such as classification_train()"
+            )
         return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 

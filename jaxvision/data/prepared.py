@@ -103,6 +103,44 @@ def read_images(
         raise damaged(builder.data_path, f"{split} can't be read ({error})") from error
 
 
+def read_files(
+    builder: Any, split: str
+) -> tuple[tuple[bytes, ...], tuple[str, ...], Int32[np.ndarray, "n"]]:
+    """All picture files of a prepared split as they are, their names and labels, in order.
+
+    A prepared folder that is damaged raises `UserError`.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    files, names, labels = [], [], []
+    try:
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        source = builder.as_data_source(split, deserialize_method=raw)
+        for record in source.__getitems__(range(len(source))):
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            files.append(feature["image"].bytes_list.value[0])
+            names.append(feature["file_name"].bytes_list.value[0].decode())
+            labels.append(feature["label"].int64_list.value[0])
+    except Exception as error:  # TFDS, array_record and protobuf each raise their own kinds
+        raise damaged(builder.data_path, f"{split} can't be read ({error})") from error
+    return tuple(files), tuple(names), np.array(labels, np.int32)
+
+
+def png_examples(
+    images: UInt8[np.ndarray, "n *shape"], labels: UInt8[np.ndarray, "n"], title: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The keys and examples that TFDS writes, in order, with a progress bar."""
+    import cv2
+
+    for key, (image, label) in enumerate(
+        track(zip(images, labels, strict=True), title, len(labels))
+    ):
+        bgr = image[..., ::-1] if image.ndim == 3 else image
+        # As PNG bytes, because TFDS encodes an array with TensorFlow.
+        yield key, {"image": cv2.imencode(".png", bgr)[1].tobytes(), "label": int(label)}
+
+
 def damaged(folder: str | os.PathLike[str], got: str) -> UserError:
     """The error for a prepared folder that does not hold what it should."""
     return UserError(

@@ -1,30 +1,24 @@
-"""Finds a data set, prepares it once, and loads it: the place that knows where data comes from."""
+"""Finds a data set, prepares it once, and loads it, by name."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from jaxvision.data.arrays import ArrayDataset
-from jaxvision.data.download import download
-from jaxvision.data.idx import decompressed_sha256, idx_sha256
-from jaxvision.data.prepared import damaged, default_data_dir, prepare, read_images
+from jaxvision.data.files import Check, FileDataset
+from jaxvision.data.image_folder import VAL_FRACTION, load_image_folder
+from jaxvision.data.prepared import damaged, default_data_dir, prepare
+from jaxvision.data.recipes import RECIPES, source_sentence
 from jaxvision.errors import UserError
 
 Announce = Callable[[str], Any]
 DataChoice = Literal["auto", "full", "embedded"]
+Dataset = ArrayDataset | FileDataset
 
-DATASETS = ("fashion_mnist",)
-
-# Where Debian's package dataset-fashion-mnist puts the four files.
-FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-FASHION_MNIST_URLS = (
-    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-)
-EMBEDDED_SENTENCE = "embedded subset, 11,000 + 2,000 pictures inside the package"
+IMAGE_FOLDER = "image_folder"
+DATASETS = (*RECIPES, IMAGE_FOLDER)
 
 
 def load_dataset(
@@ -34,17 +28,23 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     data: DataChoice = "auto",
     source: str | os.PathLike[str] | None = None,
+    val_fraction: float | None = None,
+    check: Check | None = None,
     announce: Announce = print,
-) -> ArrayDataset:
-    """Loads one split of a data set into memory: see `load_splits`, which loads all of them.
+) -> Dataset:
+    """Loads one split of a data set: see `load_splits`, which loads all of them.
+
+    Returns an `ArrayDataset`, or a `FileDataset` for pictures of many sizes.
 
     >>> train = load_dataset("fashion_mnist", split="train")  # doctest: +SKIP
     """
-    _check_name(name, data, source)
-    if split not in (known := _splits(name)):
-        raise UserError(f"expected a split of {name} ({', '.join(known)}), got {split!r}")
-    builder = _find(name, data_dir, data, source, announce)
-    return _read(builder, split)
+    _check_arguments(name, data, source, val_fraction, check)
+    if name == IMAGE_FOLDER:
+        splits = _image_folder(source, val_fraction, check, announce)
+        _check_split(name, split, tuple(splits))
+        return splits[split]
+    _check_split(name, split, RECIPES[name].splits)
+    return RECIPES[name].read(_find(name, data_dir, data, source, announce), split)
 
 
 def load_splits(
@@ -53,16 +53,24 @@ def load_splits(
     data_dir: str | os.PathLike[str] | None = None,
     data: DataChoice = "auto",
     source: str | os.PathLike[str] | None = None,
+    val_fraction: float | None = None,
+    check: Check | None = None,
     announce: Announce = print,
-) -> dict[str, ArrayDataset]:
-    """Loads every split of a data set into memory, by name; prepares it on disk the first time.
+) -> dict[str, Dataset]:
+    """Loads every split of a data set, by name; prepares it on disk the first time.
+
+    `fashion_mnist`, `mnist` and `cifar10` are loaded into memory as an `ArrayDataset`;
+    `hymenoptera` (ants and bees) and `image_folder` are a `FileDataset`, decoded when asked for.
 
     `data="auto"` takes the first of: the full set prepared earlier under `data_dir`; the full set
     in local files (`source`, a folder, or else where the system's package puts them); the full set
     downloaded; the subset inside this package. "full" leaves the last one out, "embedded" takes
-    only it. Prepared data goes under `data_dir`, by default `$JAXVISION_DATA` or
-    `~/.cache/jaxvision/datasets`. `announce` gets one line that names the source that was used, and
-    one for each that could not be.
+    only it; fashion_mnist alone has it. Prepared data goes under `data_dir`, by default
+    `$JAXVISION_DATA` or `~/.cache/jaxvision/datasets`. `announce` gets one line that names the
+    source that was used, and one for each that could not be.
+
+    `image_folder` is the user's own folder `source`, read where it is, with `val_fraction` and
+    `check` for it alone: see `load_image_folder`.
 
     Raises `UserError` if the name is unknown, no source has the data, `source` is missing or
     damaged, prepared data is damaged, or `data_dir` can't be written.
@@ -71,16 +79,33 @@ def load_splits(
     >>> splits["train"].images.shape  # doctest: +SKIP
     (11000, 28, 28, 1)
     """
-    _check_name(name, data, source)
+    _check_arguments(name, data, source, val_fraction, check)
+    if name == IMAGE_FOLDER:
+        return _image_folder(source, val_fraction, check, announce)
     builder = _find(name, data_dir, data, source, announce)
-    return {split: _read(builder, split) for split in _splits(name)}
+    return {split: RECIPES[name].read(builder, split) for split in RECIPES[name].splits}
 
 
-def _check_name(name: str, data: str, source: str | os.PathLike[str] | None) -> None:
+def _check_arguments(
+    name: str,
+    data: str,
+    source: str | os.PathLike[str] | None,
+    val_fraction: float | None,
+    check: str | None,
+) -> None:
     if name not in DATASETS:
         raise UserError(f"expected one of the data sets {', '.join(DATASETS)}, got {name!r}")
     if data not in ("auto", "full", "embedded"):
         raise UserError(f"expected data to be auto, full or embedded, got {data!r}")
+    if check not in (None, "header", "decode"):
+        raise UserError(f"expected check to be header or decode, got {check!r}")
+    if name != IMAGE_FOLDER and not (val_fraction is None and check is None):
+        raise UserError(
+            f"val_fraction and check are for image_folder: {name} has its own splits; leave them "
+            "out"
+        )
+    if data == "embedded" and (name == IMAGE_FOLDER or RECIPES[name].embedded is None):
+        raise UserError(f"{name} has no subset in this package: expected data auto or full")
     if data == "embedded" and source is not None:
         raise UserError(
             f"a source folder ({os.fspath(source)}) holds the full set, but data is 'embedded': "
@@ -88,10 +113,25 @@ def _check_name(name: str, data: str, source: str | os.PathLike[str] | None) -> 
         )
 
 
-def _splits(name: str) -> tuple[str, ...]:
-    from jaxvision.data.builders.fashion_mnist import FULL
+def _check_split(name: str, split: str, known: tuple[str, ...]) -> None:
+    if split not in known:
+        raise UserError(f"expected a split of {name} ({', '.join(known)}), got {split!r}")
 
-    return tuple(FULL.splits)
+
+def _image_folder(
+    source: str | os.PathLike[str] | None,
+    val_fraction: float | None,
+    check: Check | None,
+    announce: Announce,
+) -> dict[str, FileDataset]:
+    if source is None:
+        raise UserError("image_folder is a folder of your own: give it as the source")
+    return load_image_folder(
+        source,
+        val_fraction=VAL_FRACTION if val_fraction is None else val_fraction,
+        check=check or "header",
+        announce=announce,
+    )
 
 
 def _find(
@@ -102,114 +142,72 @@ def _find(
     announce: Announce,
 ) -> Any:
     """The builder of the data set, prepared under `data_dir` from the first source that has it."""
+    recipe = RECIPES[name]
     root = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
+    scratch = root / "downloads" / name
+    if data == "embedded":
+        assert recipe.embedded is not None
+        return _prepared(name, "embedded", recipe.embedded, None, root, announce)
     if source is not None:
         # Before anything else: a folder that the user named is never passed over in silence.
-        _check_full(Path(source))
-    if data == "embedded":
-        return _prepared(name, "embedded", EMBEDDED_SENTENCE, None, root, announce)
-    if _builder("full", root).data_path.exists():
+        with recipe.opened(Path(source).expanduser(), scratch) as folder:
+            sentence = f"full set, local files in {os.fspath(source)}"
+            return _prepared(name, "full", sentence, folder, root, announce)
+    if _builder(name, "full", root).data_path.exists():
         return _prepared(name, "full", "", None, root, announce)
 
-    if source is not None:
-        sentence = f"full set, local files in {os.fspath(source)}"
-        return _prepared(name, "full", sentence, Path(source), root, announce)
     failures = []
-    if FASHION_MNIST_FOLDER.is_dir():
-        try:
-            _check_full(FASHION_MNIST_FOLDER)
-        except UserError as error:
-            failures.append(str(error))
-        else:
-            sentence = f"full set, local files in {FASHION_MNIST_FOLDER}"
-            return _prepared(name, "full", sentence, FASHION_MNIST_FOLDER, root, announce)
-    else:
-        failures.append(f"no folder {FASHION_MNIST_FOLDER}")
+    if recipe.system_folder is not None:
+        place = recipe.system_folder()
+        with contextlib.ExitStack() as stack:
+            try:
+                if not place.is_dir():
+                    raise UserError(f"no folder {place}")
+                folder = stack.enter_context(recipe.opened(place, scratch))
+            except UserError as error:
+                failures.append(str(error))
+            else:
+                sentence = f"full set, local files in {place}"
+                return _prepared(name, "full", sentence, folder, root, announce)
     try:
-        folder = _download_full(root / "downloads" / name)
+        downloaded = recipe.fetch(scratch)
     except UserError as error:
         failures.append(str(error))
     else:
-        sentence = "full set, the official files downloaded"
-        return _prepared(name, "full", sentence, folder, root, announce)
+        with recipe.opened(downloaded, scratch) as folder:
+            sentence = "full set, the official files downloaded"
+            return _prepared(name, "full", sentence, folder, root, announce)
 
-    if data == "full":
+    if data == "full" or recipe.embedded is None:
+        or_embedded = "" if recipe.embedded is None else ", or take data='embedded'"
         raise UserError(
-            f"found no full {name}: expected it prepared in {_builder('full', root).data_path}, as "
-            f"local files, or by download; got: {'; '.join(failures)}: give a folder with its four "
-            "files as the source, or take data='embedded'"
+            f"found no full {name}: expected it prepared in "
+            f"{_builder(name, 'full', root).data_path}, as local files, or by download; got: "
+            f"{'; '.join(failures)}: give a folder with {recipe.files} as the source{or_embedded}"
         )
     for failure in failures:
         announce(f"{name}: no full set here: {failure}")
-    return _prepared(name, "embedded", EMBEDDED_SENTENCE, None, root, announce)
+    return _prepared(name, "embedded", recipe.embedded, None, root, announce)
 
 
 def _prepared(
     name: str, config: str, sentence: str, folder: Path | None, root: Path, announce: Announce
 ) -> Any:
-    builder = _builder(config, root, sentence)
+    builder = _builder(name, config, root, sentence)
     how = "prepared earlier"
     if not builder.data_path.exists():
         announce(f"{name}: preparing the {sentence} (once, some seconds)")
         prepare(builder, data_dir=root, manual_dir=folder)
         # Made anew: another process may have been the one that prepared it.
-        builder, how = _builder(config, root), "prepared"
-    announce(f"{name}: {_sentence(builder)} ({how} in {builder.data_path})")
+        builder, how = _builder(name, config, root), "prepared"
+    announce(f"{name}: {source_sentence(builder)} ({how} in {builder.data_path})")
     return builder
 
 
-def _builder(config: str, root: Path, sentence: str | None = None) -> Any:
-    from jaxvision.data.builders.fashion_mnist import FashionMNIST
-
+def _builder(name: str, config: str, root: Path, sentence: str | None = None) -> Any:
+    builder = RECIPES[name].builder()
     try:
-        return FashionMNIST(config=config, data_dir=root, provenance=sentence)
+        return builder(config=config, data_dir=root, provenance=sentence)
     except Exception as error:  # it reads what is on disk, if anything is
-        folder = root / FashionMNIST.name / config / str(FashionMNIST.VERSION)
+        folder = root / builder.name / config / str(builder.VERSION)
         raise damaged(folder, f"its description can't be read ({error})") from error
-
-
-def _sentence(builder: Any) -> str:
-    return (builder.info.metadata or {}).get("source", "unknown source")
-
-
-def _check_full(folder: Path) -> None:
-    from jaxvision.data.builders.fashion_mnist import FULL, read_split
-
-    for split in FULL.splits:
-        read_split(folder, FULL, split)
-
-
-def _download_full(folder: Path) -> Path:
-    from jaxvision.data.builders.fashion_mnist import FULL
-
-    for files in FULL.splits.values():
-        expected = {files.images: files.images_sha256, files.labels: files.labels_sha256}
-        for stem, sha256 in expected.items():
-            file = f"{stem}.gz"
-            path = download([url + file for url in FASHION_MNIST_URLS], folder / file)
-            # Of the unpacked bytes, because mirrors compress the same file differently.
-            if (got := decompressed_sha256(path)) != sha256:
-                path.unlink()
-                raise UserError(
-                    f"{file} as downloaded: expected sha256 {sha256} unpacked, got {got}: "
-                    "deleted; try again, or give a folder with the files as the source"
-                )
-    return folder
-
-
-def _read(builder: Any, split: str) -> ArrayDataset:
-    from jaxvision.data.builders.fashion_mnist import EDITIONS
-
-    images, labels = read_images(builder, split)
-    files = EDITIONS[builder.builder_config.name].splits[split]
-    same_images = idx_sha256(images[..., 0]) == files.images_sha256
-    if not (same_images and idx_sha256(labels.astype(np.uint8)) == files.labels_sha256):
-        raise damaged(builder.data_path, f"{split} holds other pictures or labels")
-    return ArrayDataset(
-        images=images,
-        labels=labels,
-        class_names=tuple(builder.info.features["label"].names),
-        name=builder.name,
-        split=split,
-        source=_sentence(builder),
-    )

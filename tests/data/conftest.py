@@ -26,8 +26,8 @@ def embedded_dir(tmp_path_factory):
 @pytest.fixture
 def tiny_full(tmp_path, monkeypatch):
     """A folder with four files that count as the full set in this test: 30 and 10 pictures."""
-    from jaxvision.data import sources
-    from jaxvision.data.builders import fashion_mnist
+    from jaxvision.data import recipes
+    from jaxvision.data.builders import fashion_mnist, idx_files
 
     rng = np.random.default_rng(0)
     folder = tmp_path / "tiny"
@@ -41,12 +41,11 @@ def tiny_full(tmp_path, monkeypatch):
         for stem, array in arrays.items():
             (folder / f"{stem}.gz").write_bytes(gzip.compress(idx_bytes(array)))
         digests = [idx_sha256(array) for array in arrays.values()]
-        splits[split] = fashion_mnist.SplitFiles(size, *arrays, *digests)
-    edition = fashion_mnist.Edition("full", splits)
-    monkeypatch.setattr(fashion_mnist, "FULL", edition)
+        splits[split] = idx_files.SplitFiles(size, *arrays, *digests)
+    edition = idx_files.Edition("full", splits)
     monkeypatch.setitem(fashion_mnist.EDITIONS, "full", edition)
     # Nothing but what a test puts there: neither the machine's own copy nor the internet.
-    monkeypatch.setattr(sources, "FASHION_MNIST_FOLDER", Path(tmp_path / "not-installed"))
+    monkeypatch.setattr(recipes, "FASHION_MNIST_FOLDER", Path(tmp_path / "not-installed"))
     return folder
 
 

@@ -13,20 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxvision.data import load_dataset, load_splits, prepared, sources
-from jaxvision.data.builders.fashion_mnist import (
-    CLASS_NAMES,
-    EMBEDDED,
-    FULL,
-    FashionMNIST,
-    read_split,
-)
+from jaxvision.data import load_dataset, load_splits, prepared, recipes, sources
+from jaxvision.data.builders.fashion_mnist import CLASS_NAMES, EMBEDDED, FULL, FashionMNIST
+from jaxvision.data.builders.idx_files import read_split
 from jaxvision.data.embedded import embedded_folder
 from jaxvision.data.embedded.make import make_fashion_mnist
 from jaxvision.errors import UserError
 
 FOLDER = embedded_folder("fashion_mnist")
-DEBIAN = sources.FASHION_MNIST_FOLDER
+DEBIAN = recipes.FASHION_MNIST_FOLDER
 needs_debian = pytest.mark.skipif(
     not DEBIAN.is_dir(),
     reason=f"needs the full set in {DEBIAN} (apt install dataset-fashion-mnist)",
@@ -164,14 +159,14 @@ def test_auto_takes_what_was_prepared_before(tmp_path, tiny_full, monkeypatch):
 
 
 def test_auto_takes_the_systems_folder(tmp_path, tiny_full, monkeypatch):
-    monkeypatch.setattr(sources, "FASHION_MNIST_FOLDER", tiny_full)
+    monkeypatch.setattr(recipes, "FASHION_MNIST_FOLDER", tiny_full)
     dataset = load_dataset("fashion_mnist", data_dir=tmp_path, announce=lambda line: None)
     assert (len(dataset), dataset.source) == (30, f"full set, local files in {tiny_full}")
 
 
 def test_auto_downloads(tmp_path, tiny_full, serve, monkeypatch):
     served = serve(files={file.name: file.read_bytes() for file in tiny_full.iterdir()})
-    monkeypatch.setattr(sources, "FASHION_MNIST_URLS", (served.url,))
+    monkeypatch.setattr(recipes, "FASHION_MNIST_URLS", (served.url,))
     dataset = load_dataset("fashion_mnist", data_dir=tmp_path / "d", announce=lambda line: None)
     assert (len(dataset), dataset.source) == (30, "full set, the official files downloaded")
     assert len(served.requests) == 4
@@ -192,9 +187,9 @@ def test_auto_goes_past_a_broken_system_folder_and_a_wrong_download(
 ):
     files = {file.name: file.read_bytes() for file in tiny_full.iterdir()}
     files["train-labels-idx1-ubyte.gz"] = gzip.compress(b"other")
-    monkeypatch.setattr(sources, "FASHION_MNIST_URLS", (serve(files=files).url,))
+    monkeypatch.setattr(recipes, "FASHION_MNIST_URLS", (serve(files=files).url,))
     (tiny_full / "t10k-labels-idx1-ubyte.gz").unlink()
-    monkeypatch.setattr(sources, "FASHION_MNIST_FOLDER", tiny_full)
+    monkeypatch.setattr(recipes, "FASHION_MNIST_FOLDER", tiny_full)
     shutil.copytree(embedded_dir, tmp_path / "d")
     announced = Announced()
     dataset = load_dataset("fashion_mnist", data_dir=tmp_path / "d", announce=announced)
@@ -232,8 +227,8 @@ def test_a_named_source_that_is_wrong_is_an_error(tmp_path, tiny_full, fault, pr
 
 
 def test_wrong_names_and_choices(tmp_path):
-    with pytest.raises(UserError, match="data sets fashion_mnist, got 'mnist'"):
-        load_dataset("mnist", data_dir=tmp_path)
+    with pytest.raises(UserError, match=r"data sets fashion_mnist, mnist, .*, got 'minst'"):
+        load_dataset("minst", data_dir=tmp_path)
     with pytest.raises(UserError, match=r"\(train, test\), got 'val'"):
         load_dataset("fashion_mnist", split="val", data_dir=tmp_path)
     assert "leave one of the two out" in fails(data="embedded", source=tmp_path)

@@ -6,19 +6,9 @@ read from the package. Examples are kept in the order of the original files, whi
 otherwise shuffle: unshuffled training must see what torchvision's data set gives.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
 
-from jaxvision.data.embedded import embedded_folder
-from jaxvision.data.idx import find_idx, read_idx
-from jaxvision.data.prepared import QuietPreparation, track
+from jaxvision.data.builders.idx_files import Edition, IdxBuilder, SplitFiles
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -32,25 +22,6 @@ CLASS_NAMES = (
     "Bag",
     "Ankle Boot",
 )
-
-
-@dataclass(frozen=True)
-class SplitFiles:
-    """The two files of a split (names without .gz) and the sha256 of their decompressed bytes."""
-
-    size: int
-    images: str
-    labels: str
-    images_sha256: str
-    labels_sha256: str
-
-
-@dataclass(frozen=True)
-class Edition:
-    """One set of four files: the full data set, or the subset in the package."""
-
-    name: str
-    splits: Mapping[str, SplitFiles]
 
 
 FULL = Edition(
@@ -94,27 +65,11 @@ EMBEDDED = Edition(
 EDITIONS = {edition.name: edition for edition in (FULL, EMBEDDED)}
 
 
-def read_split(
-    folder: str | os.PathLike[str], edition: Edition, split: str
-) -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, "n"]]:
-    """Images and labels of one split from the IDX files in `folder`, checked against the sha256."""
-    files = edition.splits[split]
-    images = read_idx(
-        find_idx(folder, files.images), shape=(files.size, 28, 28), sha256=files.images_sha256
-    )
-    labels = read_idx(
-        find_idx(folder, files.labels), shape=(files.size,), sha256=files.labels_sha256
-    )
-    return images, labels
-
-
 # TFDS registers every builder under its name; ours must not take the place of TFDS's own.
 with tfds.core.registered.skip_registration():
 
-    class FashionMNIST(QuietPreparation, tfds.core.GeneratorBasedBuilder):
+    class FashionMNIST(IdxBuilder):
         """Fashion-MNIST from IDX files.
-
-        `provenance` is a sentence about where the files came from; it is kept in the metadata.
 
         >>> builder = FashionMNIST(config="embedded", data_dir="datasets")  # doctest: +SKIP
         >>> builder.download_and_prepare()  # doctest: +SKIP
@@ -129,45 +84,8 @@ with tfds.core.registered.skip_registration():
             tfds.core.BuilderConfig(name="full", description="All 60,000 + 10,000 pictures."),
             tfds.core.BuilderConfig(name="embedded", description="11,000 + 2,000 of them."),
         )
-
-        def __init__(self, *, provenance: str | None = None, **kwargs: Any):
-            self._provenance = provenance
-            super().__init__(file_format="array_record", **kwargs)
-
-        def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=__doc__,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
-                        "label": tfds.features.ClassLabel(names=list(CLASS_NAMES)),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-                homepage="https://github.com/zalandoresearch/fashion-mnist",
-                license="MIT, Copyright (c) 2017 Zalando SE",
-                metadata=tfds.core.MetadataDict(source=self._provenance or "unknown"),
-                disable_shuffling=True,
-            )
-
-        def _split_generators(
-            self, dl_manager: tfds.download.DownloadManager
-        ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-            edition = EDITIONS[self.builder_config.name]
-            embedded = edition is EMBEDDED
-            folder = embedded_folder(self.name) if embedded else Path(dl_manager.manual_dir)
-            return {
-                split: self._generate_examples(folder, edition, split) for split in edition.splits
-            }
-
-        def _generate_examples(
-            self, folder: Path, edition: Edition, split: str
-        ) -> Iterator[tuple[int, dict[str, Any]]]:
-            import cv2
-
-            examples = zip(*read_split(folder, edition, split), strict=True)
-            size = edition.splits[split].size
-            for key, (image, label) in enumerate(track(examples, f"preparing {split}", size)):
-                # As PNG bytes, because TFDS encodes an array with TensorFlow.
-                yield key, {"image": cv2.imencode(".png", image)[1].tobytes(), "label": int(label)}
+        EDITIONS = EDITIONS
+        CLASS_NAMES = CLASS_NAMES
+        DESCRIPTION = __doc__
+        HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
+        LICENSE = "MIT, Copyright (c) 2017 Zalando SE"

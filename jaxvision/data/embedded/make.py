@@ -26,7 +26,8 @@ def first_of_each_class(labels: UInt8[np.ndarray, "n"], per_class: int) -> Int64
 
 def make_fashion_mnist(source: Path, destination: Path) -> None:
     """Writes the subset's four IDX files into `destination` and prints their sha256."""
-    from jaxvision.data.builders.fashion_mnist import FULL, read_split
+    from jaxvision.data.builders.fashion_mnist import FULL
+    from jaxvision.data.builders.idx_files import read_split
 
     destination.mkdir(parents=True, exist_ok=True)
     for split in FULL.splits:
