@@ -1,0 +1,49 @@
+"""What is known of published weights (that it is torchvision's is a parity test)."""
+
+import re
+
+import pytest
+
+from jaxvision.errors import UserError
+from jaxvision.weights import Preprocessing, find_weights
+from jaxvision.weights.catalog import CATALOG, imagenet_classes
+from jaxvision.weights.rules import RULES
+
+
+def test_every_model_has_weights():
+    assert set(CATALOG) == set(RULES)
+    for model, known in CATALOG.items():
+        for name, weights in known.items():
+            assert (weights.model, weights.name) == (model, name)
+            assert re.fullmatch("[0-9a-f]{8}", weights.sha256_prefix)
+            assert weights.file_name.endswith(f"-{weights.sha256_prefix}.pth")
+            assert hash(weights) == hash(find_weights(model, name))
+
+
+def test_the_default_is_the_best():
+    for model in CATALOG:
+        best = max(
+            (w for w in CATALOG[model].values() if w.metrics), key=lambda w: w.metrics["acc@1"]
+        )
+        assert find_weights(model) is best
+
+
+def test_features_cannot_classify():
+    weights = find_weights("vgg16", "IMAGENET1K_FEATURES")
+    assert weights.class_names == ()
+    assert weights.metrics == {}
+    assert weights.preprocessing != Preprocessing()
+
+
+def test_classes():
+    names = imagenet_classes()
+    assert len(set(names)) == len(names) == 1000
+    assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")
+    assert find_weights("resnet18").class_names == names
+
+
+def test_what_is_not_known_is_said():
+    with pytest.raises(UserError, match="there are IMAGENET1K_V1, IMAGENET1K_V2 and DEFAULT"):
+        find_weights("resnet50", "V3")
+    with pytest.raises(UserError, match="no weights are published for the model 'lenet'"):
+        find_weights("lenet")
