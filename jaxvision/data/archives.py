@@ -129,7 +129,8 @@ def _reading(archive: Path) -> Iterator[None]:
     except UserError:
         raise
     except _DAMAGE as error:
-        reason = getattr(error, "strerror", None) or error
+        # tarfile lists on lines of its own what each of its openers said.
+        reason = getattr(error, "strerror", None) or str(error).partition(":\n")[0]
         raise UserError(
             f"{archive}: expected a complete .zip or .tar archive that can be unpacked here, got: "
             f"{reason}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxvision.data.idx import idx_bytes, idx_sha256
 
@@ -47,6 +48,26 @@ def tiny_full(tmp_path, monkeypatch):
     # Nothing but what a test puts there: neither the machine's own copy nor the internet.
     monkeypatch.setattr(recipes, "FASHION_MNIST_FOLDER", Path(tmp_path / "not-installed"))
     return folder
+
+
+@pytest.fixture
+def write_pictures():
+    """Writes noisy JPEGs of many sizes: `(folder, {"train/ants": 3, ...})`; returns their paths."""
+
+    def write(folder, counts, *, suffix=".jpg"):
+        paths = []
+        for place, count in counts.items():
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                rng = np.random.default_rng([len(paths), i])
+                h, w = rng.integers(20, 60, 2)
+                low = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                picture = Image.fromarray(low).resize((int(w), int(h)), Image.Resampling.BICUBIC)
+                paths.append(folder / place / f"{i}{suffix}")
+                picture.save(paths[-1])
+        return paths
+
+    return write
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvision.data import read_image
+from jaxvision.data import decode_image, read_image
+from jaxvision.data.images import check_header, to_array, to_picture
 from jaxvision.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -83,6 +84,65 @@ def test_transparency_is_put_on_white(save):
     assert got.tolist() == [[[255, 255, 255], [5, 6, 7]]]
     la = Image.fromarray(np.array([[[10, 0], [10, 255]]], np.uint8), mode=None)
     assert read_image(save(la), channels=1).tolist() == [[[255], [10]]]
+
+
+def test_sixteen_bit_colour_and_transparency(save, tmp_path):
+    """Pillow itself reads 16-bit RGB as 8-bit; cv2 writes what Pillow can't."""
+    import cv2
+
+    rgba = np.zeros((1, 2, 4), np.uint16)
+    rgba[0, :, :] = [[65535, 32768, 0, 65535], [9, 9, 9, 0]]
+    cv2.imwrite(str(tmp_path / "deep.png"), rgba[..., [2, 1, 0, 3]])
+    got = read_image(tmp_path / "deep.png")
+    np.testing.assert_allclose(got, [[[255, 128, 0], [255, 255, 255]]], atol=1)
+
+
+@pytest.mark.parametrize("name", ["moving.gif", "moving.png", "moving.webp"])
+def test_an_animation_gives_its_first_frame(save, name):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    options = {"lossless": True} if name.endswith("webp") else {}
+    path = save(frames[0], name, save_all=True, append_images=frames[1:], duration=50, **options)
+    with Image.open(path) as opened:
+        assert opened.n_frames == 2
+    assert (read_image(path) == [255, 0, 0]).all()
+
+
+def test_bytes_are_read_as_the_file_is(save):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for picture, name in [(Image.fromarray(RGB), "a.jpg"), (Image.new("CMYK", (9, 5)), "b.jpg")]:
+        path = save(picture, name, exif=exif)
+        for channels in (1, 3):
+            got = decode_image(path.read_bytes(), channels=channels)
+            np.testing.assert_array_equal(got, read_image(path, channels=channels))
+            assert got.shape == (*picture.size, channels)  # turned by a quarter
+    with pytest.raises(UserError, match=r"^upload: expected a picture"):
+        decode_image(b"junk", name="upload")
+    with pytest.raises(UserError, match=r"^picture: expected a complete picture"):
+        decode_image(path.read_bytes()[:-200])
+
+
+def test_an_array_can_be_written_to(save):
+    image = read_image(save(Image.fromarray(RGB)))
+    image[:] = 0
+
+
+def test_the_header_is_enough_for_a_quick_check(save, tmp_path):
+    path = save(Image.fromarray(np.tile(RGB, (20, 20, 1))), "a.jpg")
+    check_header(path)
+    data = path.read_bytes()
+    check_header(data[: len(data) * 3 // 4])  # broken, but it begins well
+    with pytest.raises(UserError, match="got a file of another kind"):
+        check_header(b"junk")
+    with pytest.raises(UserError, match="no such file"):
+        check_header(tmp_path / "missing.jpg")
+
+
+def test_arrays_and_pictures_are_the_same_thing():
+    for image in (RGB, RGB[..., :1], RGB[::2, 1:5]):
+        np.testing.assert_array_equal(to_array(to_picture(image)), image)
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        to_picture(np.zeros((2, 2, 4), np.uint8))
 
 
 def test_only_1_or_3_channels(save):

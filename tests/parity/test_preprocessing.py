@@ -53,7 +53,7 @@ def as_array(tensor):
 @pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (235, 225), (64, 80)])
 @pytest.mark.parametrize("channels", [3, 1])
 def test_evaluation_presets(interpolation, resize, crop, channels):
-    """Bicubic on tensors is left out: torchvision's own two backends differ by tens of levels there,
+    """Bicubic on tensors is left out: torchvision's own two backends differ by tens of levels,
     because Pillow clips between its two passes."""
     ours = classification_eval(resize, crop, interpolation=interpolation)
     for size in SIZES:
