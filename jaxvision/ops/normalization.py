@@ -68,6 +68,8 @@ def normalize_by(
     eps: float = 1e-5,
 ) -> Float[Array, "b *d c"]:
     """Returns (x - mean) / sqrt(var + eps) * scale + bias, with given statistics, in x's dtype."""
+    dtype = jnp.promote_types(jnp.float32, x.dtype)
+    mean, var, scale, bias = (a.astype(dtype) for a in (mean, var, scale, bias))
     factor = jax.lax.rsqrt(var + eps) * scale
     return (x * _row(factor, x) + _row(bias - mean * factor, x)).astype(x.dtype)
 

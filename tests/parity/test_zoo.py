@@ -20,7 +20,8 @@ from .torchvision_cpu import torchvision
 
 ONE_OF_EACH_KIND = ("alexnet", "resnet18", "resnet50", "resnext50_32x4d", "vgg11_bn")
 NAMES = [n for n in list_models() if hasattr(torchvision.models, n)]
-SIZES = (224, 161)
+SIZES = (224, 97)
+DIRECTION = np.random.default_rng(1).normal(size=(1, 1000)).astype(np.float32)
 
 
 def torch_model(name: str, **options) -> torch.nn.Module:
@@ -52,27 +53,42 @@ def test_logits_input_gradients_and_parameter_count(name, tmp_path):
     variables = jax.device_put(from_torch(name, read_torch(tmp_path / "weights.pth")))
     count = sum(p.numel() for p in reference.parameters())
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == count
-    model = get_model(name)
-
-    def weighted(x, direction):
-        logits = model.apply(variables, x, train=False)
-        return (logits * direction).sum(), logits
-
-    # Not jitted: of a deep network's equal blocks, each operator then compiles once.
-    gradient = jax.value_and_grad(weighted, has_aux=True)
     for size in SIZES:
         x = pictures(size)
-        direction = np.random.default_rng(1).normal(size=(1, 1000)).astype(np.float32)
-        theirs = to_nchw(x).requires_grad_()
-        expected = reference(theirs)
-        (expected * torch.tensor(direction)).sum().backward()
+        logits, gradient = with_input_gradient(get_model(name), variables, x)
+        expected, expected_gradient = torch_with_input_gradient(reference, x)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+        assert expected.std() > 1e-3  # the weights do something
+        # Where a ReLU or a pool is within rounding of a tie the gradient jumps: torch's own float32
+        # is up to 3e-3 away from its float64.
+        assert relative_error(gradient, expected_gradient) < 2e-2
+    with jax.enable_x64(True):
+        logits, gradient = with_input_gradient(get_model(name, dtype="float64"), variables, x)
+    expected, expected_gradient = torch_with_input_gradient(reference.double(), x)
+    assert relative_error(logits, expected) < 1e-6
+    assert relative_error(gradient, expected_gradient) < 1e-6
 
-        (_, logits), ours = gradient(jnp.asarray(x), direction)
-        np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=0, atol=1e-4)
-        assert float(expected.detach().std()) > 1e-3  # the weights do something
-        wanted = from_nchw(theirs.grad)
-        error = np.linalg.norm(ours - wanted) / np.linalg.norm(wanted)
-        assert error < 1e-3, f"the input's gradient is off by {error:.1e} at {size} pixels"
+
+def with_input_gradient(model, variables, x):
+    def weighted(x):
+        logits = model.apply(variables, x, train=False)
+        return (logits * DIRECTION).sum(), logits
+
+    # Not jitted: of a deep network's equal blocks, each operator then compiles once.
+    (_, logits), gradient = jax.value_and_grad(weighted, has_aux=True)(jnp.asarray(x, model.dtype))
+    return np.asarray(logits), np.asarray(gradient)
+
+
+def torch_with_input_gradient(model, x):
+    dtype = next(model.parameters()).dtype
+    x = to_nchw(x).to(dtype).requires_grad_()
+    logits = model(x)
+    (logits * torch.tensor(DIRECTION, dtype=dtype)).sum().backward()
+    return logits.detach().numpy(), from_nchw(x.grad)
+
+
+def relative_error(ours, theirs):
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "alexnet"])
