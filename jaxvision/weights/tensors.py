@@ -266,10 +266,8 @@ def _array(spec: TensorSpec, raw: np.ndarray, *, alone: bool) -> np.ndarray:
         array = raw.view(dtype).reshape(spec.size)  # the usual case: nothing is copied
     else:
         array = np.array(view, order="C")
-    if spec.dtype == bool:
-        array = array != 0
     if spec.conjugated:
         array = np.conj(array)
     if spec.negated:
         array = np.negative(array)
-    return np.asarray(array, spec.dtype)
+    return np.asarray(array, spec.dtype)  # of bytes, bool is whether they are not 0

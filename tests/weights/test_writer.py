@@ -106,6 +106,15 @@ def test_dtypes_that_torch_lacks_are_named(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
+def test_a_file_is_replaced(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    for count in (3, 4):
+        WRITERS[suffix](path, {"w": np.arange(count)})
+        np.testing.assert_array_equal(read_torch(path)["w"], np.arange(count))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
 def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"a{suffix}"
     WRITERS[suffix](path, {"w": np.arange(3.0)})
