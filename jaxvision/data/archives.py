@@ -1,6 +1,7 @@
 """Unpacks archives without trusting them: a path, a size or a link in them may be an attack."""
 
 import contextlib
+import io
 import lzma
 import os
 import shutil
@@ -11,7 +12,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from jaxvision.errors import UserError, describe_os_error
 
@@ -62,7 +62,7 @@ def extract(
     return folder
 
 
-def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _members(archive: Path) -> Iterator[tuple[str, io.BufferedIOBase]]:
     """The name and content of each plain file; anything but files and folders is refused."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
@@ -100,7 +100,7 @@ def _target(archive: Path, folder: Path, name: str) -> Path:
     return target
 
 
-def _write(archive: Path, file: IO[bytes], target: Path, budget: int) -> int:
+def _write(archive: Path, file: io.BufferedIOBase, target: Path, budget: int) -> int:
     """Copies at most `budget` bytes, counted as they come; returns how many it were."""
     written = 0
     with open(target, "xb") as out:  # a second file of that name is refused
