@@ -5,12 +5,13 @@ The experiments beside this file choose the data, the model and the optimiser.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,22 +19,31 @@ import numpy as np
 from jaxvision.data import ArrayDataset, Batches
 from jaxvision.errors import UserError, describe_os_error
 from jaxvision.losses import classification_loss
-from jaxvision.models import get_model
+from jaxvision.models import Head, get_model
+from jaxvision.ops import normalize_images
 from jaxvision.predict import Predictor
 from jaxvision.report import read_records, write_classification_report
 from jaxvision.train import create_state, evaluate, fit, make_eval_step, make_train_step
 from jaxvision.train.checkpoint import CheckpointStore
 from jaxvision.train.log import RunLog
-from jaxvision.train.optim import LearningRate
+from jaxvision.train.optim import Freeze, LearningRate, freeze
 from jaxvision.train.resident import RESIDENT_LIMIT, ResidentData
 from jaxvision.train.run import Run, read_config
+from jaxvision.train.trainable import split_params
 
-EVAL_BATCH = 500
+EVAL_BATCH, EVAL_PIXELS = 500, 1 << 22
+"""Evaluation batches have at most so many pictures, and pixels in all."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One classifier to train: `options` build `model`, `mean` and `std` normalise its pictures."""
+    """One classifier to train: `options` build `model`, `mean` and `std` normalise its pictures.
+
+    `variables` are those to start from, by default the model's initialisation with `seed`. Where
+    `trainable` names some parameters the others are frozen (see `freeze`). `head`, the path of the
+    last layer, asks for that alone to be trained, on features that are computed once; then the
+    training pictures cannot be augmented. `meta` goes into the checkpoint besides.
+    """
 
     model: str
     options: Mapping[str, Any]
@@ -48,6 +58,15 @@ class Task:
     best: str = "val/loss"
     ema_decay: float | None = None
     accumulate: int = 1
+    variables: Any = None
+    trainable: str | Sequence[str] | None = None
+    head: tuple[str, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """[h, w, c] of a picture as the model takes it: validation pictures are prepared."""
+        return self.validation.images.shape[1:]
 
 
 def train_classifier(
@@ -66,58 +85,77 @@ def train_classifier(
     Returns the final validation metrics. Where a signal stopped the run, says how to resume it and
     exits with 128 + the signal's number, as a shell expects.
     """
-    dataset, batches = task.train.dataset, task.train
+    dataset = task.train.dataset
     class_names = list(dataset.class_names)
     options = {**task.options, "num_classes": len(class_names)}
     if task.epochs < 1:
         raise UserError(f"expected at least 1 epoch, got {task.epochs}")
-    if batches.batch_size % task.accumulate:
+    if task.train.batch_size % task.accumulate:
         raise UserError(
-            f"a batch of {batches.batch_size} does not split into {task.accumulate} equal parts; "
-            f"choose another --batch-size or --accumulate"
+            f"a batch of {task.train.batch_size} does not split into {task.accumulate} equal "
+            f"parts; choose another --batch-size or --accumulate"
         )
     # Before anything is written: a model that does not fit the pictures is refused here.
     model = get_model(task.model, **options)
-    variables = jax.jit(model.init)(
-        jax.random.key(task.seed), jnp.zeros((1, *dataset.images.shape[1:]), jnp.float32)
-    )
+    variables = task.variables
+    if variables is None:
+        blank = jnp.zeros((1, *task.input_shape), jnp.float32)
+        variables = jax.jit(model.init)(jax.random.key(task.seed), blank)
+    tx = task.tx
+    if task.head is not None:
+        tx = freeze(tx, variables["params"], "/".join((*task.head, "**")))
+    elif task.trainable is not None:
+        tx = freeze(tx, variables["params"], task.trainable)
     run.write_config(
         data_source=dataset.source, train_pictures=len(dataset), class_names=class_names
     )
     meta = {
         "model": task.model,
         "options": options,
-        "input_shape": dataset.images.shape[1:],
+        "input_shape": task.input_shape,
         "class_names": class_names,
         "mean": task.mean,
         "std": task.std,
         "dataset": dataset.name,
         "source": dataset.source,
+        **task.meta,
     }
-    loss_fn = classification_loss(model, mean=task.mean, std=task.std)
-    state = create_state(variables, task.tx, ema=task.ema_decay is not None)
-    resident = batches.transform is None and dataset.images.nbytes <= RESIDENT_LIMIT
+    state = create_state(variables, tx, ema=task.ema_decay is not None)
+    meta |= {
+        "trained_parameters": trained_parameters(state.params, tx),
+        "optimizer_bytes": sum(x.nbytes for x in jax.tree.leaves(state.opt_state)),
+    }
+    if task.head is None:
+        loss_fn = classification_loss(model, mean=task.mean, std=task.std)
+        batches, validation = task.train, task.validation
+    else:
+        loss_fn = classification_loss(Head(len(class_names), task.head))
+        batches, validation = cached_features(task, model, variables)
+    augmented = batches.transform is not None or batches.batch_transform is not None
+    resident = isinstance(batches.dataset, ArrayDataset) and not augmented
+    resident = resident and batches.dataset.images.nbytes <= RESIDENT_LIMIT
     data = ResidentData(batches) if resident else batches
     train_step = make_train_step(
         loss_fn,
-        task.tx,
+        tx,
         seed=task.seed,
         accumulate=task.accumulate,
         ema_decay=task.ema_decay,
         select=data.select if resident else None,
     )
-    validate = _validation(loss_fn, task.validation)
+    validate = validation_of(loss_fn, validation)
 
     with CheckpointStore(run.path, best=task.best) as store:
         if run.resumed and store.steps():
             state = store.restore(like=state)
         start, total = int(state.step), task.epochs * batches.steps_per_epoch
         with RunLog(run.path, start_step=start, line=line) as log:
-            number = sum(x.size for x in jax.tree.leaves(state.params))
+            total_parameters = sum(x.size for x in jax.tree.leaves(state.params))
             log.say(
-                f"{task.model}: {number:,} parameters; {len(dataset):,} pictures, {total:,} steps"
+                f"{task.model}: {total_parameters:,} parameters, {meta['trained_parameters']:,} of "
+                f"them trained; the optimiser keeps {meta['optimizer_bytes'] / 1e6:.2f} MB"
             )
-            log.say(f"run folder: {run.path}")
+            log.say(f"{len(dataset):,} pictures, {total:,} steps; run folder: {run.path}")
             if start:
                 log.say(f"going on from step {start}")
             result = fit(
@@ -143,8 +181,42 @@ def train_classifier(
         raise SystemExit(128 + result.stopped_by)
     metrics = validate(result.state)
     if report:
-        write_report(run.path, title, batches, task.validation)
+        write_report(run.path, title, task.train, task.validation)
     return metrics
+
+
+def trained_parameters(params: Any, tx: Any) -> int:
+    """Returns how many numbers of `params` the optimiser changes."""
+    if isinstance(tx, Freeze):
+        params, _ = split_params(params, tx.trainable)
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def cached_features(task: Task, model: nn.Module, variables: Any) -> tuple[Batches, ArrayDataset]:
+    """Returns the batches and the validation set with each picture's features for the picture."""
+    train = task.train
+    if not isinstance(train.dataset, ArrayDataset) or train.transform is not None:
+        raise ValueError("features can only be cached of prepared pictures without augmentation")
+    backbone = model.clone(num_classes=0)
+
+    @jax.jit
+    def features(variables, images):
+        images = normalize_images(images, task.mean, task.std)
+        return backbone.apply(variables, images, train=False).astype(jnp.float32)
+
+    def computed(dataset: ArrayDataset) -> ArrayDataset:
+        batches = Batches(dataset, batch_size=eval_batch_size(dataset), shuffle=False)
+        blocks = [
+            np.asarray(features(variables, batches(step)["image"]))
+            for step in range(batches.steps_per_epoch)
+        ]
+        return replace(dataset, images=np.concatenate(blocks)[: len(dataset), None, None, :])
+
+    since = time.perf_counter()
+    found, validation = computed(train.dataset), computed(task.validation)
+    number = len(found) + len(validation)
+    print(f"features of {number:,} pictures computed in {time.perf_counter() - since:.1f} s")
+    return replace(train, dataset=found), validation
 
 
 def write_report(run_dir: Path, title: str, train: Batches, validation: ArrayDataset) -> None:
@@ -193,10 +265,14 @@ def write_samples(folder: Path, dataset: ArrayDataset) -> Path:
     return folder
 
 
-def _validation(loss_fn, dataset: ArrayDataset):
+def eval_batch_size(dataset: ArrayDataset) -> int:
+    h, w = dataset.images.shape[1:3]
+    return max(1, min(EVAL_BATCH, len(dataset), EVAL_PIXELS // (h * w)))
+
+
+def validation_of(loss_fn, dataset: ArrayDataset) -> Callable[[Any], dict[str, float]]:
     """Returns `state -> metrics` over the whole data set, which stays on the device."""
-    size = min(EVAL_BATCH, len(dataset))
-    batches = Batches(dataset, batch_size=size, shuffle=False)
+    batches = Batches(dataset, batch_size=eval_batch_size(dataset), shuffle=False)
     data = ResidentData(batches)
     eval_step = make_eval_step(loss_fn, select=data.select)
     return lambda state: evaluate(eval_step, state, data.epoch())

@@ -3,18 +3,19 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Float32, Int, Int32, UInt8
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayDataset:
     """Labelled pictures in memory, and where they came from.
 
-    `images` are uint8 in [0, 255], `labels` index into `class_names`. `source` is one sentence for
+    `images` are uint8 in [0, 255], or float32 where they are features that a network computed (with
+    h = w = 1). `labels` index into `class_names`. `source` is one sentence for
     people, such as "full set, local files in /usr/share/datasets/fashion-mnist".
     """
 
-    images: UInt8[np.ndarray, "n h w c"]
+    images: UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, "n"]
     class_names: tuple[str, ...]
     name: str

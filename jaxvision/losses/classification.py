@@ -15,15 +15,16 @@ from jaxvision.types import Batch, LossFn
 
 def cross_entropy(
     logits: Float[Array, "b k"],
-    labels: Int[Array, " b"],
+    labels: Int[Array, " b"] | Float[Array, "b k"],
     valid: Bool[Array, " b"] | None = None,
     label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
     """torch's CrossEntropyLoss: the mean over valid examples of -log softmax(logits)[label].
 
-    With `label_smoothing` s the target is (1 - s) for the label plus s / k for every class. A
-    padded example (`valid` False) adds nothing to loss or gradient, even when it holds NaN; with no
-    valid example at all the loss is 0.
+    Labels are classes, or each class's share, as mixup and CutMix make them. With `label_smoothing`
+    s the target is (1 - s) of that plus s / k for every class. A padded example (`valid` False)
+    adds nothing to loss or gradient, even when it holds NaN; with no valid example at all the loss
+    is 0.
 
     >>> round(float(cross_entropy(jnp.zeros((1, 10)), jnp.array([3]))), 4)
     2.3026
@@ -31,8 +32,12 @@ def cross_entropy(
     if valid is None:
         valid = jnp.ones(labels.shape, bool)
     logits = jnp.where(valid[:, None], logits.astype(jnp.float32), 0.0)
-    labels = jnp.where(valid, labels, 0)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if labels.ndim == 2:
+        shares = jnp.where(valid[:, None], labels, 0.0)
+        losses = optax.softmax_cross_entropy(logits, shares)
+    else:
+        labels = jnp.where(valid, labels, 0)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if label_smoothing:
         uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
         losses = (1 - label_smoothing) * losses + label_smoothing * uniform
@@ -49,8 +54,9 @@ def classification_loss(
     """Returns the classification task's `loss_fn(params, batch_stats, batch, key, train=True)`.
 
     The batch holds `image` [b, h, w, c], uint8 or float in [0, 1], `label` int [b] and, where it is
-    padded, `valid` bool [b]. Pictures are normalised to `(x - mean) / std` inside the function. The
-    metrics are `loss` and `accuracy`.
+    padded, `valid` bool [b]; where it is mixed, `soft_label` float [b, k] is what the loss takes.
+    Pictures are normalised to `(x - mean) / std` inside the function. The metrics are `loss` and
+    `accuracy`.
     """
 
     def loss_fn(params, batch_stats, batch: Batch, key, train: bool = True):
@@ -68,7 +74,8 @@ def classification_loss(
         else:
             logits = model.apply(variables, images, train=False)
         labels = jnp.asarray(batch["label"])
-        loss = cross_entropy(logits, labels, valid, label_smoothing)
+        targets = jnp.asarray(batch.get("soft_label", labels))
+        loss = cross_entropy(logits, targets, valid, label_smoothing)
         metrics = {"loss": loss, "accuracy": accuracy(logits, labels, valid)}
         return loss, (batch_stats, metrics)
 

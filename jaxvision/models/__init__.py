@@ -1,5 +1,6 @@
 """Linen modules: pictures in, raw outputs out. `get_model(name)` builds one."""
 
+from jaxvision.models.layers import Head
 from jaxvision.models.zoo import get_model, list_models
 
-__all__ = ["get_model", "list_models"]
+__all__ = ["Head", "get_model", "list_models"]

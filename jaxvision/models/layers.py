@@ -123,6 +123,26 @@ class BatchNorm(nn.Module):
         return y
 
 
+class Head(nn.Module):
+    """A network's last dense layer alone, on the features [b, …, c] in front of it.
+
+    It takes the parameters of the whole network, of which it uses those at `location`: so a network
+    whose other layers are frozen can be trained on features that were computed once.
+    """
+
+    num_classes: int
+    location: tuple[str, ...]
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *d c"], *, train: bool = False) -> Float[Array, "b k"]:
+        x = x.reshape(x.shape[0], -1)
+        first, *rest = self.location
+        if rest:
+            return Head(self.num_classes, tuple(rest), self.dtype, name=first)(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, name=first)(x)
+
+
 def flatten_as_torch(x: Float[Array, "b h w c"]) -> Float[Array, "b n"]:
     """Flattens in torch's order (c, h, w): the kernel of the Dense layer behind it is then torch's
     weight transposed, and no more."""

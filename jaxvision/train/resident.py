@@ -25,7 +25,7 @@ class ResidentData:
     """
 
     def __init__(self, batches, mesh: Mesh | None = None):
-        if batches.transform is not None:
+        if batches.transform is not None or batches.batch_transform is not None:
             raise ValueError("augmented on the host, a data set cannot be resident on the device")
         self._batches = batches
         mesh = auto_mesh(mesh)
