@@ -103,6 +103,29 @@ def read_images(
         raise damaged(builder.data_path, f"{split} can't be read ({error})") from error
 
 
+def read_decoded(path: Path, dtype: type, ndim: int) -> np.ndarray | None:
+    """The array in a file that `write_decoded` wrote, or None; the caller checks what it holds."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.dtype == dtype and array.ndim == ndim else None
+
+
+def write_decoded(path: Path, array: np.ndarray) -> None:
+    """Keeps a decoded array beside the records, whole or not at all; a failure costs only time."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            temporary = file.name
+            np.save(file, array)
+        os.replace(temporary, path)
+    except OSError:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
 def read_files(
     builder: Any, split: str
 ) -> tuple[tuple[bytes, ...], tuple[str, ...], Int32[np.ndarray, "n"]]:

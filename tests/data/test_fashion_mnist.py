@@ -249,6 +249,16 @@ def shard(folder):
     return file
 
 
+def forget_decoded(folder):
+    kept = sorted(folder.glob("*.npy"))
+    assert [path.name for path in kept] == [
+        *("test-images.npy", "test-labels.npy"),
+        *("train-images.npy", "train-labels.npy"),
+    ]
+    for path in kept:
+        path.unlink()
+
+
 def flip_a_byte(folder):
     data = bytearray(shard(folder).read_bytes())
     data[len(data) // 2] ^= 255
@@ -273,6 +283,7 @@ def test_damaged_prepared_data_says_which_folder_to_delete(tmp_path, tiny_full, 
     options = {"data_dir": tmp_path, "announce": lambda line: None}
     load_splits("fashion_mnist", source=tiny_full, **options)
     folder = tmp_path / "fashion_mnist" / "full" / "1.0.0"
+    forget_decoded(folder)
     DAMAGE[damage](folder)
     message = fails(**options)
     assert message.startswith(f"{folder}: expected a prepared data set, but it is damaged")
@@ -286,6 +297,7 @@ def test_prepared_data_with_other_pictures_is_damaged(tmp_path, tiny_full, monke
 
     options = {"data_dir": tmp_path, "announce": lambda line: None}
     load_splits("fashion_mnist", source=tiny_full, **options)
+    # What is kept decoded is not believed either.
     monkeypatch.setitem(fashion_mnist.EDITIONS, "full", FULL)  # the real set's sha256
     assert "train holds other pictures or labels" in fails(**options)
 

@@ -275,7 +275,13 @@ def test_the_batch_transform_comes_last_and_has_draws_of_its_own(given):
         np.testing.assert_allclose(batch["soft_label"].sum(axis=1), 1, rtol=1e-6)
         np.testing.assert_array_equal(batch["image"], mixed(step)["image"])
         assert not np.array_equal(batch["image"], plain(step)["image"])
-    assert len({batch["soft_label"].tobytes() for batch in batches}) > 3
+    drawing = Batches(
+        train,
+        batch_size=3,
+        transform=classification_train(16),
+        batch_transform=lambda batch, rng: {**batch, "drawn": rng.random(2)},
+    )
+    assert len({drawing(step)["drawn"].tobytes() for step in range(6)}) == 6  # two epochs
 
 
 def test_to_arrays_decodes_once_at_the_preset(given):
