@@ -149,6 +149,7 @@ def test_same_and_digest_see_every_difference(files, other):
         ({"model": "vgg61"}, "no conversion .* is known for the model 'vgg61'"),
         ({"model": "mlp"}, "no conversion from or to torch"),
         ({"other_model": "vgg16"}, "another one than vgg16"),
+        ({"other_model": "vgg31"}, "unknown model 'vgg31'"),
         ({"devices": 1}, "at least 2, got 1"),
     ],
 )
