@@ -13,14 +13,17 @@ augmented, each picture's features are computed once.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import tyro
 from classifier import Task, train_classifier
+from transfer_advice import advise
 from transfer_data import (
     draw_examples,
     prepare_validation,
@@ -28,10 +31,12 @@ from transfer_data import (
     select_classes,
     training_batches,
 )
+from transfer_pretrained import show_pretrained, write_predictions
 
 from jaxvision.data import load_splits
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.models import get_model
+from jaxvision.train.checkpoint import CheckpointStore
 from jaxvision.train.optim import sgd, step_lr
 from jaxvision.train.run import Run, enable_compilation_cache
 from jaxvision.weights import Preprocessing, find_weights, load_weights
@@ -52,7 +57,7 @@ class Config:
     """The data set's files, or the folder of pictures."""
     classes: tuple[str, ...] = ()
     """Take these classes of the data set only."""
-    train_pictures: int | None = None
+    num_pictures: int | None = None
     """Take so many training pictures only, of each class alike."""
     model: str = "resnet18"
     """A resnet, a vgg or alexnet."""
@@ -113,8 +118,8 @@ def load_data(config: Config, data: str = "auto") -> dict[str, Any]:
     splits = {"train": splits["train"], "val": splits.get("val", splits.get("test"))}
     if config.classes:
         splits = {k: select_classes(dataset, config.classes) for k, dataset in splits.items()}
-    if config.train_pictures is not None:
-        splits["train"] = draw_examples(splits["train"], config.train_pictures, config.seed)
+    if config.num_pictures is not None:
+        splits["train"] = draw_examples(splits["train"], config.num_pictures, config.seed)
     return splits
 
 
@@ -206,12 +211,8 @@ def main(config: Config, data: str = "auto") -> dict[str, float]:
     splits = load_data(config, data)
     prepared = preprocessing_of(config, splits["train"])
     if config.advise:
-        from transfer_advice import advise
-
-        return advise(config, splits, prepared)
+        return advise(splits["train"], config.seed, partial(measure, config, prepared))
     if config.strategy == "none":
-        from transfer_pretrained import show_pretrained
-
         return show_pretrained(config, splits, prepared)
     since = time.perf_counter()
     with Run("transfer", config, run_dir=config.run_dir, resume=config.resume) as run:
@@ -227,8 +228,6 @@ def main(config: Config, data: str = "auto") -> dict[str, float]:
         )
         best = best_accuracy(run.path)
         if config.report:
-            from transfer_pretrained import write_predictions
-
             print(f"predictions: {write_predictions(run.path, task.validation)}")
     print(
         f"validation: accuracy {metrics['accuracy']:.2%} after {config.epochs} epochs, best "
@@ -237,9 +236,19 @@ def main(config: Config, data: str = "auto") -> dict[str, float]:
     return {**metrics, "best_accuracy": best}
 
 
-def best_accuracy(run_dir: Path) -> float:
-    from jaxvision.train.checkpoint import CheckpointStore
+def measure(config: Config, prepared: Preprocessing, strategy: Strategy, splits: Any) -> float:
+    """Returns the best validation accuracy of a run that leaves nothing behind."""
+    config = replace(config, strategy=strategy, augment=False)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / strategy
+        with Run("transfer", config, run_dir=path) as run:
+            task = make_task(config, splits, prepared)
+            log_every = task.train.steps_per_epoch
+            train_classifier(task, run, title=strategy, log_every=log_every, report=False)
+        return best_accuracy(path)
 
+
+def best_accuracy(run_dir: Path) -> float:
     with CheckpointStore(run_dir, read_only=True) as store:
         return store.metrics("best")["val/accuracy"]
 

@@ -8,15 +8,13 @@ the probe comes close to the tuned stage, the pretrained features already tell t
 the data is similar to what the network was pretrained on.
 """
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from transfer_data import held_out
+from transfer_data import Dataset, held_out
 
 LARGE = 1000
 """From so many training pictures a class on, a data set counts as large: about ImageNet's."""
@@ -81,29 +79,20 @@ def judge(pictures_per_class: float, probe: float, tuned: float, chance: float) 
     return Advice(pictures_per_class, probe, tuned, chance, large, similar, strategy, reason)
 
 
-def advise(config: Any, splits: dict[str, Any], prepared: Any) -> dict[str, float]:
-    """Measures, prints a table, the case and the strategy; returns the accuracies."""
-    from classifier import train_classifier
-    from transfer import best_accuracy, make_task
+def advise(
+    dataset: Dataset, seed: int, measure: Callable[[str, dict[str, Dataset]], float]
+) -> dict[str, float]:
+    """Measures, prints a table, the case and the strategy; returns the two accuracies.
 
-    from jaxvision.train.run import Run
-
-    rest, kept = held_out(splits["train"], HELD_OUT, config.seed)
-    splits = {"train": rest, "val": kept}
+    `measure(strategy, {"train", "val"})` trains and returns the validation accuracy.
+    """
+    rest, kept = held_out(dataset, HELD_OUT, seed)
     accuracies = {}
-    with TemporaryDirectory() as folder:
-        for strategy in ("head", "last-stage"):
-            print(f"--- {strategy}, held out: {len(kept):,} of {len(rest) + len(kept):,} pictures")
-            measured = replace(config, strategy=strategy, augment=False, report=False)
-            path = Path(folder) / strategy
-            with Run("advise", measured, run_dir=path) as run:
-                task = make_task(measured, splits, prepared)
-                steps = task.train.steps_per_epoch
-                train_classifier(task, run, title=strategy, log_every=steps, report=False)
-            accuracies[strategy] = best_accuracy(path)
-    labels = splits["val"].labels
-    chance = float(np.bincount(labels).max() / len(labels))
-    per_class = (len(rest) + len(kept)) / len(rest.class_names)
+    for strategy in ("head", "last-stage"):
+        print(f"--- {strategy}, held out: {len(kept):,} of {len(dataset):,} pictures")
+        accuracies[strategy] = measure(strategy, {"train": rest, "val": kept})
+    chance = float(np.bincount(kept.labels).max() / len(kept))
+    per_class = len(dataset) / len(dataset.class_names)
     advice = judge(per_class, accuracies["head"], accuracies["last-stage"], chance)
     show(advice)
     return {"probe": advice.probe_accuracy, "tuned": advice.tuned_accuracy}

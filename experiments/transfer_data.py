@@ -49,7 +49,7 @@ def draw_examples(dataset: Dataset, number: int, seed: int) -> Dataset:
     """Returns `number` examples, of each class as many as of the others, or one more."""
     if not 0 < number <= len(dataset):
         raise UserError(
-            f"--train-pictures {number}: expected 1 to {len(dataset)}, the size of "
+            f"--num-pictures {number}: expected 1 to {len(dataset)}, the size of "
             f"{dataset.name}'s {dataset.split} set"
         )
     rng = np.random.default_rng(seed)

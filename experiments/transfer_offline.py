@@ -20,7 +20,7 @@ import tyro
 from classifier import Task, train_classifier
 from rich.console import Console
 from rich.table import Table
-from transfer_data import as_rgb, select_classes
+from transfer_data import as_rgb, draw_examples, select_classes
 
 from jaxvision.data import Batches, compose, load_splits, random_crop, random_horizontal_flip
 from jaxvision.errors import UserError, exit_on_user_error
@@ -37,11 +37,13 @@ WAYS = ("head", "last-stage", "all", "scratch")
 class Config:
     new_classes: tuple[str, ...] = ("Pullover", "Sandal", "Shirt")
     """The classes to transfer to; the network is pretrained on the others."""
-    train_pictures: int = 244
+    num_pictures: int = 244
     seeds: tuple[int, ...] = (0, 1, 2)
     ways: tuple[Literal["head", "last-stage", "all", "scratch"], ...] = WAYS
     epochs: int = 25
     """Of each transfer."""
+    prenum_pictures: int | None = None
+    """Pretrain on so many pictures only."""
     pretrain_epochs: int = 3
     pretrain_batch_size: int = 128
     pretrain_learning_rate: float = 0.05
@@ -87,6 +89,8 @@ def pretrain(config: Config, run_dir: Path, weights: Path) -> None:
         raise UserError(f"--new-classes: expected some of {', '.join(names)}")
     old = tuple(name for name in names if name not in config.new_classes)
     train, validation = (as_rgb(select_classes(splits[k], old)) for k in ("train", "test"))
+    if config.prenum_pictures is not None:
+        train = draw_examples(train, config.prenum_pictures, seed=0)
     augmentation = compose(random_crop((28, 28), padding=3), random_horizontal_flip())
     batches = Batches(
         train, batch_size=config.pretrain_batch_size, transform=augmentation, drop_last=True
@@ -132,7 +136,7 @@ def transfer_once(
         data="fashion_mnist",
         source=config.source,
         classes=config.new_classes,
-        train_pictures=config.train_pictures,
+        num_pictures=config.num_pictures,
         init="random" if way == "scratch" else str(weights),
         stem="small",
         width=config.width,
@@ -145,7 +149,7 @@ def transfer_once(
         report=False,
     )
     metrics = transfer.main(settings, data=config.data)
-    figures = {"way": way, "seed": seed, **metrics, **costs(folder, config.train_pictures)}
+    figures = {"way": way, "seed": seed, **metrics, **costs(folder, config.num_pictures)}
     result.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 

@@ -31,7 +31,8 @@ def cross_entropy(
     """
     if valid is None:
         valid = jnp.ones(labels.shape, bool)
-    logits = jnp.where(valid[:, None], logits.astype(jnp.float32), 0.0)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = jnp.where(valid[:, None], logits, 0.0)
     if labels.ndim == 2:
         shares = jnp.where(valid[:, None], labels, 0.0)
         losses = optax.softmax_cross_entropy(logits, shares)

@@ -29,6 +29,7 @@ def normalize_images(
         if images.dtype != jnp.uint8:
             raise TypeError(f"expected uint8 or float images, got {images.dtype}")
         images = images.astype(jnp.float32) / 255
-    mean = jnp.broadcast_to(jnp.asarray(mean, jnp.float32), images.shape)
-    std = jnp.broadcast_to(jnp.asarray(std, jnp.float32), images.shape)
-    return (images.astype(jnp.float32) - mean) / std
+    images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+    mean = jnp.broadcast_to(jnp.asarray(mean, images.dtype), images.shape)
+    std = jnp.broadcast_to(jnp.asarray(std, images.dtype), images.shape)
+    return (images - mean) / std

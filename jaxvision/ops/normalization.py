@@ -37,9 +37,9 @@ def batch_norm(
 
     y = (x - mean) / sqrt(var + eps) * scale + bias, with the *biased* variance, as the paper and
     torch have it; what torch stores is the unbiased one, `var * count / (count - 1)`. The
-    statistics are float32 whatever x is, from two passes, because E[x^2] - E[x]^2 cancels where the
-    mean is large. `count` is the number of values a channel's statistics are taken from. In a batch
-    that is sharded over devices they are those of the whole batch.
+    statistics are float32 also where x is bfloat16, from two passes, because E[x^2] - E[x]^2
+    cancels where the mean is large. `count` is the number of values a channel's statistics are
+    taken from. In a batch that is sharded over devices they are those of the whole batch.
 
     >>> y, mean, var, count = batch_norm(jnp.array([[1.0], [3.0]]), jnp.ones(1), jnp.zeros(1))
     >>> [round(float(v), 3) for v in (y[0, 0], y[1, 0], mean[0], var[0], count)]
@@ -48,7 +48,7 @@ def batch_norm(
     pixels = math.prod(x.shape[1:-1])
     valid = _VALID_ROWS.get()
     if valid is None:
-        count = jnp.float32(x.shape[0] * pixels)
+        count = jnp.asarray(x.shape[0] * pixels, jnp.float32)
         weights = None
     else:
         if valid.shape != x.shape[:1]:
@@ -68,10 +68,14 @@ def normalize_by(
     eps: float = 1e-5,
 ) -> Float[Array, "b *d c"]:
     """Returns (x - mean) / sqrt(var + eps) * scale + bias, with given statistics, in x's dtype."""
-    dtype = jnp.promote_types(jnp.float32, x.dtype)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
     mean, var, scale, bias = (a.astype(dtype) for a in (mean, var, scale, bias))
     factor = jax.lax.rsqrt(var + eps) * scale
     return (x * _row(factor, x) + _row(bias - mean * factor, x)).astype(x.dtype)
+
+
+def _at_least_float32(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _row(channels, x):
@@ -89,7 +93,7 @@ def _batch_norm(x, scale, bias, weights, count, eps):
 
 
 def _forward(x, scale, bias, weights, count, eps):
-    x32 = x.astype(jnp.float32)
+    x32 = _at_least_float32(x)
     mean = _sum(x32, weights) / count
     var = _sum(jnp.square(x32 - _row(mean, x)), weights) / count
     y = normalize_by(x32, mean, var, scale, bias, eps).astype(x.dtype)
@@ -101,8 +105,8 @@ def _backward(eps, residuals, cotangents):
     x, scale, weights, count, mean, var = residuals
     dy, dmean, dvar = cotangents
     rstd = jax.lax.rsqrt(var + eps)
-    centred = x.astype(jnp.float32) - _row(mean, x)
-    dy32 = dy.astype(jnp.float32)
+    centred = _at_least_float32(x) - _row(mean, x)
+    dy32 = _at_least_float32(dy)
     if weights is not None:
         # Nobody looks at what became of the other rows, and they may hold NaN.
         dy32, centred = jnp.where(weights, dy32, 0), jnp.where(weights, centred, 0)
@@ -116,6 +120,7 @@ def _backward(eps, residuals, cotangents):
     if weights is not None:
         statistics = jnp.where(weights, statistics, 0)
     dx = dy32 * _row(rstd * scale, x) + statistics
+    dscale, dbias = dscale.astype(scale.dtype), dbias.astype(scale.dtype)
     return dx.astype(x.dtype), dscale, dbias, None, None
 
 
