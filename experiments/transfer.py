@@ -1,7 +1,7 @@
 """Transfer learning: a pretrained network learns new classes from a few pictures.
 
     python experiments/transfer.py --strategy all                    # ants and bees, fine-tuned
-    python experiments/transfer.py --strategy head --augment         # ants and bees, fixed features
+    python experiments/transfer.py --strategy head --augment on      # ants and bees, fixed features
     python experiments/transfer.py --data image_folder --source my_pictures --advise
 
 The course's ways: `head`, the network as a fixed feature extractor under a new head; `all`, every
@@ -71,8 +71,8 @@ class Config:
     """Pixels a side, by default what the weights expect, or the size of pictures in memory."""
     resize: int | None = None
     """Pixels of the shorter side before the crop, by default in the proportion of the weights."""
-    augment: bool | None = None
-    """Crop and mirror training pictures at random; by default not for the head alone."""
+    augment: Literal["auto", "on", "off"] = "auto"
+    """Crop and mirror training pictures at random; auto: not for the head alone."""
     epochs: int = 25
     batch_size: int = 4
     learning_rate: float = 1e-3
@@ -99,7 +99,7 @@ class Config:
 
     @property
     def augmented(self) -> bool:
-        return self.strategy != "head" if self.augment is None else self.augment
+        return self.strategy != "head" if self.augment == "auto" else self.augment == "on"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def main(config: Config, data: str = "auto") -> dict[str, float]:
 
 def measure(config: Config, prepared: Preprocessing, strategy: Strategy, splits: Any) -> float:
     """Returns the best validation accuracy of a run that leaves nothing behind."""
-    config = replace(config, strategy=strategy, augment=False)
+    config = replace(config, strategy=strategy, augment="off")
     with TemporaryDirectory() as folder:
         path = Path(folder) / strategy
         with Run("transfer", config, run_dir=path) as run:

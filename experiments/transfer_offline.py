@@ -140,7 +140,7 @@ def transfer_once(
         init="random" if way == "scratch" else str(weights),
         stem="small",
         width=config.width,
-        augment=False,
+        augment="off",
         epochs=config.epochs,
         seed=seed,
         data_dir=config.data_dir,

@@ -21,6 +21,11 @@ from jaxvision.train.state import TrainState
 from jaxvision.types import Batch
 
 
+SHORT_EPOCH = 5.0
+"""Seconds. After a shorter epoch the next checkpoint would wait for this one anyway; until then
+writing it would only slow down the steps."""
+
+
 class DivergedError(UserError):
     """The loss, the gradients or the parameters are no longer finite numbers."""
 
@@ -81,6 +86,7 @@ def fit(
 
     log.start(total=steps, done=start)
     stopped_by = None
+    epoch_began = time.perf_counter()
     with _stop_on_signal() as stop_signal:
         batches = _batches(batch_at, start, steps, workers)
         for step, batch in enumerate(batches, start=start + 1):
@@ -99,6 +105,9 @@ def fit(
                         scores = {f"val/{k}": float(v) for k, v in evaluate(state).items()}
                         recorder.write_validation(step, scores)
                     save(scores)
+                    if store is not None and time.perf_counter() - epoch_began < SHORT_EPOCH:
+                        store.wait()
+                epoch_began = time.perf_counter()
             elif stopped_by or (checkpoint_every and step % checkpoint_every == 0):
                 recorder.flush()  # so that no line of an earlier step is missing after a kill
                 with recorder.clock_stopped():
