@@ -40,7 +40,8 @@ class Evaluate:
     """The run folder."""
     which: str = "best"
     """The checkpoint: best, latest or a step."""
-    split: Literal["train", "test"] = "test"
+    split: Literal["train", "val", "test"] | None = None
+    """By default the data set's last one: its test or validation set."""
     data: Literal["auto", "full", "embedded"] = "auto"
     source: Path | None = None
     """A folder with the data set's original files."""
@@ -137,26 +138,27 @@ def evaluate(command: Evaluate) -> None:
     """Prints loss, accuracy and the scores of each class."""
     import numpy as np
 
-    from jaxvision.data import load_dataset
+    from jaxvision.data import FileDataset, load_splits, to_arrays
     from jaxvision.metrics import confusion_matrix, per_class_scores
 
     predictor = _predictor(command.run, command.which)
     name = predictor.meta.get("dataset")
     if name is None:
         raise UserError(f"the checkpoint in {command.run} does not name its data set")
-    dataset = load_dataset(
-        name,
-        split=command.split,
-        data=command.data,
-        source=command.source,
-        data_dir=command.data_dir,
-    )
+    splits = load_splits(name, data=command.data, source=command.source, data_dir=command.data_dir)
+    split = command.split or list(splits)[-1]
+    if split not in splits:
+        raise UserError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+    dataset = splits[split]
     if dataset.class_names != predictor.class_names:
         raise UserError(
             f"the model knows the classes {', '.join(predictor.class_names)}; {name} has "
             f"{', '.join(dataset.class_names)}"
         )
-    images = np.stack([predictor.prepare(image) for image in dataset.images])
+    if isinstance(dataset, FileDataset):
+        images = to_arrays(dataset, lambda picture: predictor.prepare(np.asarray(picture))).images
+    else:
+        images = np.stack([predictor.prepare(image) for image in dataset.images])
     probabilities = predictor.probabilities(images)
     predicted = probabilities.argmax(axis=-1)
     chosen = probabilities[np.arange(len(dataset)), dataset.labels]
@@ -168,7 +170,7 @@ def evaluate(command: Evaluate) -> None:
         table.add_row(row[0], *(f"{value:.3f}" for value in row[1:4]), str(int(row[4])))
     Console().print(table)
     accuracy = float((predicted == dataset.labels).mean())
-    print(f"{command.split}: loss {loss:.4f}, accuracy {accuracy:.2%} of {len(dataset):,} pictures")
+    print(f"{split}: loss {loss:.4f}, accuracy {accuracy:.2%} of {len(dataset):,} pictures")
 
 
 def info(command: Info) -> None:

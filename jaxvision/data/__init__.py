@@ -8,7 +8,7 @@ from jaxvision.data.autoaugment import rand_augment, trivial_augment_wide
 from jaxvision.data.color import color_jitter
 from jaxvision.data.files import FileDataset, to_arrays
 from jaxvision.data.geometry import center_crop, pad, resize
-from jaxvision.data.image_folder import load_image_folder
+from jaxvision.data.image_folder import load_class_folders, load_image_folder
 from jaxvision.data.images import decode_image, read_image
 from jaxvision.data.mixing import cutmix, mixup, random_choice
 from jaxvision.data.pipeline import Batches, epoch_order, prefetch
@@ -39,6 +39,7 @@ __all__ = [
     "decode_image",
     "epoch_order",
     "every_picture",
+    "load_class_folders",
     "load_dataset",
     "load_image_folder",
     "load_splits",

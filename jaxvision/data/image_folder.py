@@ -70,6 +70,26 @@ def load_image_folder(
     return splits
 
 
+def load_class_folders(
+    root: str | os.PathLike[str],
+    *,
+    split: str = "all",
+    check: Check = "header",
+    name: str = "image_folder",
+    announce: Callable[[str], object] = print,
+) -> FileDataset:
+    """Reads a folder with a folder for each class, as ImageNet's validation set, into one data set.
+
+    >>> pictures = load_class_folders("imagenet/val", split="val")  # doctest: +SKIP
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root}: expected a folder of pictures, but there is no such folder")
+    classes = _classes(root, root)
+    dataset = _dataset(root, split, classes, tuple(classes), name, f"pictures in {root}")
+    return leave_out_broken(dataset, check, announce)
+
+
 def in_validation(relative_path: str, fraction: float) -> bool:
     """Whether a file belongs to the validation split: a pure function of its path.
 

@@ -20,7 +20,6 @@ from jaxvision.train.log import RunLog
 from jaxvision.train.state import TrainState
 from jaxvision.types import Batch
 
-
 SHORT_EPOCH = 5.0
 """Seconds. After a shorter epoch the next checkpoint would wait for this one anyway; until then
 writing it would only slow down the steps."""
