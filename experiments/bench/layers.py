@@ -7,6 +7,7 @@ column is what the layer's difference makes up in a training step, as often as i
 """
 
 import os
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,13 +130,9 @@ def table_of(results: list[dict[str, Any]]) -> Table:
     for heading in ("times", "PyTorch", "jaxvision", "ratio", "difference in a step, ms"):
         table.add_column(heading, justify="right")
     for result in results:
-        torch, ours = (
-            [1000 * s for s in result["seconds_per_step"][side]]
-            for side in ("pytorch", "jaxvision")
-        )
-        difference = result["times"] * (
-            sorted(ours)[len(ours) // 2] - sorted(torch)[len(torch) // 2]
-        )
+        seconds = result["seconds_per_step"]
+        torch, ours = ([1000 * s for s in seconds[side]] for side in ("pytorch", "jaxvision"))
+        difference = result["times"] * (statistics.median(ours) - statistics.median(torch))
         table.add_row(
             result["layer"],
             str(result["times"]),
