@@ -1,6 +1,7 @@
 # make demo    train a classifier, look at its report, classify pictures with its checkpoint
 # make test    lint, the whole suite, and the comparison with the real PyTorch
 # make check   lint and the suite only
+# make parity-all   the comparison with PyTorch for every model, a quarter of an hour
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -14,10 +15,10 @@ PARITY_VENV ?= .venv-parity
 DEMO_RUN ?= runs/demo
 PYTEST = -m pytest -n $(shell nproc 2>/dev/null || echo 2) --dist worksteal
 
-.PHONY: help install demo test check lint suite parity format clean
+.PHONY: help install demo test check lint suite parity parity-all format clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one or give PYTHON=…"; exit 1; }
@@ -52,6 +53,9 @@ suite: install
 
 parity: $(PARITY_VENV)/installed
 	$(PARITY_VENV)/bin/python $(PYTEST) -m "not slow"
+
+parity-all: $(PARITY_VENV)/installed
+	$(PARITY_VENV)/bin/python $(PYTEST) -m "parity" tests/parity
 
 format: install
 	$(VENV)/bin/ruff check --fix .

@@ -48,6 +48,44 @@ def test_by_hand():
     assert float(first_only) == pytest.approx(np.log(2), rel=1e-6)
 
 
+def test_shares_of_classes_as_mixup_makes_them():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+    labels = jnp.array([2, 0, 3])
+    for smoothing in (0.0, 0.1):
+        shares = jax.nn.one_hot(labels, 4)
+        got = cross_entropy(logits, shares, label_smoothing=smoothing)
+        np.testing.assert_allclose(
+            got, cross_entropy(logits, labels, label_smoothing=smoothing), rtol=1e-6
+        )
+    half = 0.5 * jax.nn.one_hot(labels, 4) + 0.5 * jax.nn.one_hot(jnp.array([1, 1, 1]), 4)
+    other = cross_entropy(logits, jnp.array([1, 1, 1]))
+    expected = (cross_entropy(logits, labels) + other) / 2
+    np.testing.assert_allclose(cross_entropy(logits, half), expected, rtol=1e-6)
+    valid = jnp.array([True, False, True])
+    poisoned = half.at[1].set(jnp.nan)
+    rows = jnp.array([0, 2])
+    np.testing.assert_allclose(
+        cross_entropy(logits, poisoned, valid), cross_entropy(logits[rows], half[rows]), rtol=1e-6
+    )
+
+
+def test_the_task_takes_soft_labels_where_a_batch_has_them():
+    loss_fn, params, stats = built(mlp())
+    batch = {
+        "image": np.full((2, 6, 5, 1), 100, np.uint8),
+        "label": np.array([1, 2], np.int32),
+        "soft_label": np.eye(5, dtype=np.float32)[[1, 4]],
+    }
+    loss, (_, metrics) = loss_fn(params, stats, batch, KEY)
+    soft = {"image": batch["image"], "label": np.array([1, 4], np.int32)}
+    expected, _ = loss_fn(params, stats, soft, KEY)
+    plain = {"image": batch["image"], "label": batch["label"]}
+    other, (_, plain_metrics) = loss_fn(params, stats, plain, KEY)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert abs(float(loss - other)) > 1e-3
+    assert metrics["accuracy"] == plain_metrics["accuracy"]  # of the labels
+
+
 def test_label_smoothing_by_hand():
     # The target is (0.9, 0.1): a tenth of the weight moves, a fifth is shared by two classes.
     logits = jnp.log(jnp.array([[0.75, 0.25]]))

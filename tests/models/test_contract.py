@@ -13,7 +13,7 @@ import pytest
 
 from jaxvision.errors import UserError
 from jaxvision.losses import classification_loss
-from jaxvision.models import get_model, list_models
+from jaxvision.models import Head, get_model, list_models
 from jaxvision.train import create_state, make_train_step
 
 MODELS = {  # parameters with the default options, [h, w, c] of a picture, other options to try
@@ -199,6 +199,35 @@ def test_options_from_json_build_the_same_module(name):
     hash(read)  # jit needs it of a static argument, and a list has none
     logits, _ = jax.eval_shape(read.init_with_output, jax.random.key(0), pictures(name, 2))
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("resnet18", 65, {"layer1": (17, 64), "layer2": (9, 128), "layer4": (3, 512)}),
+        ("resnet50", 64, {"layer1": (16, 256), "layer3": (4, 1024), "layer4": (2, 2048)}),
+        ("vgg16", 65, {"stage1": (65, 64), "stage3": (16, 256), "stage5": (4, 512)}),
+        ("alexnet", 65, {"stage1": (15, 64), "stage2": (7, 192), "stage3": (3, 256)}),
+    ],
+)
+def test_stage_outputs_for_detectors(name, size, expected):
+    x = jnp.zeros((2, size, size, 3))
+    model = get_model(name, features_only=True)
+    stages, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
+    for stage, (side, channels) in expected.items():
+        assert stages[stage].shape == (2, side, side, channels), stage
+    assert not {"fc", "classifier"} & set(variables["params"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+def test_the_head_alone_on_features_gives_the_networks_logits(name):
+    model, variables = made(name)
+    x = pictures(name, 2)
+    location = ("fc",) if name == "resnet18" else ("classifier", "6")
+    features = model.clone(num_classes=0).apply(variables, x, train=False)
+    logits = Head(10, location).apply(variables, features[:, None, None, :], train=False)
+    expected = model.apply(variables, x, train=False)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_unknown_names_and_options():
