@@ -30,7 +30,7 @@ def cross_entropy(
     2.3026
     """
     if valid is None:
-        valid = jnp.ones(labels.shape, bool)
+        valid = jnp.ones(labels.shape[:1], bool)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     logits = jnp.where(valid[:, None], logits, 0.0)
     if labels.ndim == 2:
