@@ -1,7 +1,9 @@
 """Shared by all tests: one CPU backend, strict numerics, one compile cache for all workers."""
 
 import importlib
+import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +21,8 @@ import pytest  # noqa: E402
 # Broadcasting (n,) against (b, n) by accident is the commonest silent mistake in array code.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = ROOT / "experiments"
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +32,35 @@ def data_dir(tmp_path_factory):
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
     return base / "datasets"
+
+
+@pytest.fixture(scope="session")
+def on_eight_devices():
+    """Runs a test file as a script on eight simulated devices, and returns the JSON it prints."""
+
+    def run(file):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_NUMPY_RANK_PROMOTION": "raise",
+            # XLA runs all simulated devices in one pool, of as many threads as there are cores or
+            # devices. One that waits in an all-reduce keeps its thread, and may do so in several at
+            # once: on few cores none is then left for the device that all wait for.
+            "NPROC": "256",
+        }
+        child = subprocess.run(
+            [sys.executable, file],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert child.returncode == 0, child.stderr[-5000:]
+        return json.loads(child.stdout)
+
+    return run
 
 
 @pytest.fixture(scope="session")

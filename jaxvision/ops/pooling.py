@@ -21,9 +21,8 @@ def max_pool(
     Padding is with -inf, alike on both sides, and at most half the window. NaN wins, as in torch.
     Where several pixels of a window are equal, the first in row-major order gets all of the
     gradient; ReLU makes such ties everywhere, and plain autodiff of a maximum would split the
-    gradient between them. Only the gradient of two oddities is not torch's: a window of nothing but
-    -inf that reaches into the padding passes none on, and of several NaN in a window of more than
-    127 pixels another one gets it.
+    gradient between them. Only the gradient of one oddity is not torch's: a window of nothing but
+    -inf that reaches into the padding passes none on.
 
     >>> x = jnp.arange(16.0).reshape(4, 4, 1)
     >>> max_pool(x, 2)[..., 0].tolist()
@@ -37,9 +36,10 @@ def max_pool(
     batch, (h, w, c) = x.shape[:-3], x.shape[-3:]
     for size, f, s, p in zip((h, w), window, stride, padding, strict=True):
         conv_output_size(size, f, s, p)  # raises where the window does not fit
-    # An offset within the window is stored as int8, so only windows up to 11 x 11 can use it.
-    pool = _max_pool_by_offsets if window[0] * window[1] <= 127 else _max_pool_by_reduce_window
-    y = pool(x.reshape(-1, h, w, c), window, stride, padding)
+    y = x.reshape(-1, h, w, c)
+    # Along the width first, then the height: of equal pixels the first in row-major order wins.
+    for axis in (2, 1):
+        y = _max_pool_along(y, axis, window[axis - 1], stride[axis - 1], padding[axis - 1])
     return y.reshape(*batch, *y.shape[1:])
 
 
@@ -84,69 +84,68 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
 
-def _max_pool_by_reduce_window(x, window, stride, padding):
-    pads = ((0, 0), *((p, p) for p in padding), (0, 0))
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window, 1), (1, *stride, 1), pads)
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _max_pool_along(x, axis, window, stride, padding):
+    """Pools one axis, with a gradient that does without XLA's slow select-and-scatter."""
+    return _max_and_offset(x, axis, window, stride, padding)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool_by_offsets(x, window, stride, padding):
-    """The same pool, whose gradient does without XLA's slow select-and-scatter."""
-    return _max_and_offset(x, window, stride, padding)[0]
-
-
-def _max_and_offset(x, window, stride, padding):
-    """Returns each window's maximum and the row-major offset at which it first stands."""
-    (fh, fw), (sh, sw), (ph, pw) = window, stride, padding
-    b, h, w, c = x.shape
-    out_h, out_w = conv_output_size(h, fh, sh, ph), conv_output_size(w, fw, sw, pw)
-    # Rows and columns are split into (index, phase) of the stride: XLA's CPU code for slices of
-    # that shape is several times faster than for strided slices.
-    rows, columns = out_h + (fh - 1) // sh, out_w + (fw - 1) // sw
-    config = ((0, 0, 0), (ph, sh * rows - h - ph, 0), (pw, sw * columns - w - pw, 0), (0, 0, 0))
-    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), config).reshape(b, rows, sh, columns, sw, c)
+def _max_and_offset(x, axis, window, stride, padding):
+    """Returns each window's maximum, and how many pixels into the window it first stands."""
+    size = x.shape[axis]
+    out = conv_output_size(size, window, stride, padding)
+    # The axis is split into (index, phase) of the stride: XLA's CPU code for slices of that shape
+    # is several times faster than for strided slices.
+    length = out + (window - 1) // stride
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (padding, stride * length - size - padding, 0)
+    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), config)
+    x = x.reshape(*x.shape[:axis], length, stride, *x.shape[axis + 1 :])
     maximum = offset = None
-    for i in range(fh):
-        for j in range(fw):
-            top, left = i // sh, j // sw
-            pixel = x[:, top : top + out_h, i % sh, left : left + out_w, j % sw]
-            if maximum is None:
-                maximum, offset = pixel, jnp.zeros(pixel.shape, jnp.int8)
-                continue
-            larger = (pixel > maximum) | jnp.isnan(pixel)
-            maximum = jnp.where(larger, pixel, maximum)
-            offset = jnp.where(larger, jnp.int8(i * fw + j), offset)
+    for i in range(window):
+        pixel = jax.lax.slice_in_dim(x, i // stride, i // stride + out, axis=axis)
+        pixel = jax.lax.index_in_dim(pixel, i % stride, axis=axis + 1, keepdims=False)
+        if maximum is None:
+            maximum, offset = pixel, jnp.zeros(pixel.shape, _offset_dtype(window))
+            continue
+        larger = (pixel > maximum) | jnp.isnan(pixel)
+        maximum = jnp.where(larger, pixel, maximum)
+        offset = jnp.where(larger, jnp.array(i, offset.dtype), offset)
     return maximum, offset
 
 
-def _offsets_forward(x, window, stride, padding):
-    maximum, offset = _max_and_offset(x, window, stride, padding)
-    return maximum, (offset, x.shape)
+def _offset_dtype(window: int):
+    return jnp.int8 if window <= 127 else jnp.int32
 
 
-def _offsets_backward(window, stride, padding, residuals, cotangent):
-    offset, (b, h, w, c) = residuals
-    (fh, fw), (sh, sw), (ph, pw) = window, stride, padding
-    rows, columns = -(-h // sh), -(-w // sw)  # of one phase
+def _pool_forward(x, axis, window, stride, padding):
+    maximum, offset = _max_and_offset(x, axis, window, stride, padding)
+    return maximum, (offset, x.shape[axis])
+
+
+def _pool_backward(axis, window, stride, padding, residuals, cotangent):
+    offset, size = residuals
+    length, out = -(-size // stride), cotangent.shape[axis]  # of one phase
     zero = jnp.zeros((), cotangent.dtype)
+    config = [(0, 0, 0)] * cotangent.ndim
 
-    def phase(row, column):
-        """The gradient of the pixels at (row + sh * n, column + sw * m)."""
-        total = jnp.zeros((b, rows, columns, c), cotangent.dtype)
-        for i in range((row + ph) % sh, fh, sh):
-            for j in range((column + pw) % sw, fw, sw):
-                chosen = jnp.where(offset == i * fw + j, cotangent, zero)
-                # Pixel row + sh * n is at offset i of window n + (row + ph - i) / sh.
-                first_row, first_column = (row + ph - i) // sh, (column + pw - j) // sw
-                _, out_h, out_w, _ = chosen.shape
-                high_h, high_w = rows + first_row - out_h, columns + first_column - out_w
-                config = ((0, 0, 0), (-first_row, high_h, 0), (-first_column, high_w, 0), (0, 0, 0))
-                total = total + jax.lax.pad(chosen, zero, config)
+    def phase(r):
+        """The gradient of the pixels at r + stride * n."""
+        total = 0
+        for i in range((r + padding) % stride, window, stride):
+            chosen = jnp.where(offset == i, cotangent, zero)
+            first = (r + padding - i) // stride  # pixel r + stride * n is in window n + first
+            config[axis] = (-first, length + first - out, 0)
+            total = total + jax.lax.pad(chosen, zero, config)
+        if isinstance(total, int):  # a stride larger than the window passes these pixels over
+            shape = (*cotangent.shape[:axis], length, *cotangent.shape[axis + 1 :])
+            return jnp.zeros(shape, cotangent.dtype)
         return total
 
-    phases = [jnp.stack([phase(r, q) for q in range(sw)], axis=3) for r in range(sh)]
-    gradient = jnp.stack(phases, axis=2).reshape(b, rows * sh, columns * sw, c)
-    return (gradient[:, :h, :w],)
+    gradient = jnp.stack([phase(r) for r in range(stride)], axis=axis + 1)
+    shape = gradient.shape
+    gradient = gradient.reshape(*shape[:axis], length * stride, *shape[axis + 2 :])
+    return (jax.lax.slice_in_dim(gradient, 0, size, axis=axis),)
 
 
-_max_pool_by_offsets.defvjp(_offsets_forward, _offsets_backward)
+_max_pool_along.defvjp(_pool_forward, _pool_backward)

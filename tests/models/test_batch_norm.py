@@ -1,10 +1,6 @@
 """The BatchNorm layer: its state in training and inference, padding, devices."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +13,6 @@ from jaxvision.models import get_model
 from jaxvision.models.layers import BatchNorm
 from jaxvision.train import create_state, make_train_step
 from jaxvision.train.optim import sgd
-
-ROOT = Path(__file__).parents[2]
 
 
 def normal(seed, *shape):
@@ -104,22 +98,13 @@ def test_padding_is_not_seen_by_the_rows_beside_it():
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5, err_msg=where)
 
 
-def test_statistics_are_those_of_the_whole_batch_on_eight_devices():
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    child = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
-    )
-    assert child.returncode == 0, child.stderr
-    differences = json.loads(child.stdout)
+def test_statistics_are_those_of_the_whole_batch_on_eight_devices(on_eight_devices):
+    differences = on_eight_devices(__file__)
     assert len(differences) == 2
     assert max(differences.values()) < 1e-4, differences
 
 
-def on_eight_devices():
+def train_on_eight_devices():
     """Two steps on one device and on eight: the largest relative difference of a leaf."""
     model, variables, batch = network()
     tx = sgd(0.01, momentum=0.9)
@@ -140,4 +125,4 @@ def on_eight_devices():
 
 
 if __name__ == "__main__":
-    print(json.dumps(on_eight_devices()))
+    print(json.dumps(train_on_eight_devices()))

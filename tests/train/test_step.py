@@ -1,10 +1,6 @@
 """Train and evaluation steps: by hand, in parts, averaged, and on eight simulated devices."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +15,6 @@ from jaxvision.train import create_state, evaluate, make_eval_step, make_train_s
 from jaxvision.train.optim import sgd
 from jaxvision.train.resident import ResidentData
 
-ROOT = Path(__file__).parents[2]
 MLP = get_model("mlp", hidden=(8,), num_classes=3)
 TX = sgd(0.1, momentum=0.9)
 EVALUATED = jax.jit(classification_loss(MLP), static_argnames="train")
@@ -260,22 +255,8 @@ def test_a_mesh_without_a_data_axis_is_an_error():
             make()
 
 
-def test_eight_devices_equal_one():
-    child = subprocess.run(
-        [sys.executable, __file__],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "JAX_NUMPY_RANK_PROMOTION": "raise",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr
-    got = json.loads(child.stdout)
+def test_eight_devices_equal_one(on_eight_devices):
+    got = on_eight_devices(__file__)
     assert got["moved"] > 0.01
     assert got["difference"].keys() == {"mesh", "accumulate", "resident"}
     assert all(difference < 1e-5 for difference in got["difference"].values()), got["difference"]
@@ -289,7 +270,7 @@ def test_eight_devices_equal_one():
         assert got["errors"][name].startswith(expected)
 
 
-def on_eight_devices():
+def train_on_eight_devices():
     """Runs LeNet for 50 steps on one device and on a mesh of eight; returns what was seen."""
     auto = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
@@ -374,4 +355,4 @@ def difference(expected, got):
 
 
 if __name__ == "__main__":
-    print(json.dumps(on_eight_devices()))
+    print(json.dumps(train_on_eight_devices()))
