@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 # The newest Python that works and that all dependencies support: XLA's CPU convolutions are much
 # faster from jax 0.12 on, which needs Python 3.12. The comparison with PyTorch runs on the oldest, so
-# that it is tested too: the whole suite there, but for the slow tests.
+# that it is tested too, together with what may depend on the versions of Python and jax.
 PYTHON ?= $(shell sh .ci/find-python 3.13 3.12 3.11)
 PARITY_PYTHON ?= $(shell sh .ci/find-python 3.11 3.12 3.13)
 VENV ?= .venv
@@ -52,7 +52,7 @@ suite: install
 	$(VENV)/bin/python $(PYTEST) -m "not parity"
 
 parity: $(PARITY_VENV)/installed
-	$(PARITY_VENV)/bin/python $(PYTEST) -m "not slow"
+	$(PARITY_VENV)/bin/python $(PYTEST) -m "(parity or core) and not slow"
 
 parity-all: $(PARITY_VENV)/installed
 	$(PARITY_VENV)/bin/python $(PYTEST) -m "parity" tests/parity

@@ -25,7 +25,7 @@ def files(tmp_path_factory):
             image = rng.integers(0, 256, (30 + 10 * i, 40, 3), dtype=np.uint8)
             assert cv2.imwrite(str(root / "val" / name / f"{i}.png"), image)
     model = get_model("resnet18", num_classes=7)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     write_torch(root / "seven.pth", to_torch("resnet18", variables, num_classes=7))
     return root
 

@@ -1,6 +1,6 @@
 """Thousands of damaged and crafted files: one kind of error, little memory, little time.
 
-JAXVISION_FUZZ=100000 sets how many; by default a couple of thousand, with the same seed.
+JAXVISION_FUZZ=100000 sets how many; by default a thousand, with the same seed.
 """
 
 import io
@@ -30,7 +30,7 @@ from .torch_files import (
     zip_file,
 )
 
-COUNT = int(os.environ.get("JAXVISION_FUZZ", "2000"))
+COUNT = int(os.environ.get("JAXVISION_FUZZ", "1000"))
 MAX_BYTES, MAX_PEAK, MAX_SECONDS = 1 << 20, 16 << 20, 2.0
 RAW = np.arange(6, dtype=np.float32).tobytes()
 INTERESTING = [
