@@ -36,30 +36,135 @@ def conv2d(
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     groups: int = 1,
+    dilation: tuple[int, int] = (1, 1),
 ) -> Float[Array, "b h2 w2 k"]:
     """Returns the cross-correlation of NHWC `x` and HWIO `kernel`; zeros pad both sides alike.
 
-    The same values on every backend. Three kinds run in another form on the CPU, where XLA does
-    that faster than its own convolution: of a single channel, of 1x1 pixels, and in groups.
+    With a `dilation` d the kernel's pixels are d apart (arXiv:1511.07122): it reaches as far as a
+    kernel of d * (F - 1) + 1 pixels. The same values on every backend. Three kinds run in another
+    form on the CPU, where XLA does that faster than its own convolution: of a single channel, of
+    1x1 pixels, and in groups.
     """
-    for size, f, s, p in zip(x.shape[1:3], kernel.shape[:2], stride, padding, strict=True):
-        conv_output_size(size, f, s, p)  # XLA would return an empty array where nothing fits
-    if jax.default_backend() == "cpu":
+    spans = [d * (f - 1) + 1 for f, d in zip(kernel.shape[:2], dilation, strict=True)]
+    for size, span, s, p in zip(x.shape[1:3], spans, stride, padding, strict=True):
+        conv_output_size(size, span, s, p)  # XLA would return an empty array where nothing fits
+    if jax.default_backend() == "cpu" and dilation == (1, 1):
         if x.shape[-1] == 1 and groups == 1 and stride == (1, 1):
             return _conv2d_by_patches(x, kernel, padding)
         if kernel.shape[:2] == (1, 1) and padding == (0, 0) and groups == 1:
             return _conv2d_by_product(x, kernel, stride)
         if 1 < groups < x.shape[-1]:
             return _conv2d_by_blocks(x, kernel, stride, padding, groups)
-    return _conv2d(x, kernel, stride, padding, groups)
+    return _conv2d(x, kernel, stride, padding, groups, dilation)
 
 
-def _conv2d(x, kernel, stride, padding, groups=1):
+def conv_transpose_output_size(
+    size: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    output_padding: int = 0,
+    dilation: int = 1,
+) -> int:
+    """Returns (N - 1) * S - 2P + D * (F - 1) + 1 and the output padding: an input of `conv2d`.
+
+    Of the S lengths that a convolution with stride S shrinks to N it is the shortest, unless
+    `output_padding` picks a longer one.
+
+    >>> conv_transpose_output_size(7, kernel=3, stride=2, padding=1)
+    13
+    >>> conv_transpose_output_size(7, kernel=3, stride=2, padding=1, output_padding=1)
+    14
+    """
+    if min(size, kernel, stride, dilation) < 1 or min(padding, output_padding) < 0:
+        raise ValueError(
+            f"expected size, kernel, stride and dilation of at least 1 and paddings of at least 0, "
+            f"got size={size}, kernel={kernel}, stride={stride}, dilation={dilation}, "
+            f"padding={padding}, output_padding={output_padding}"
+        )
+    if output_padding >= max(stride, dilation):
+        raise ValueError(
+            f"expected an output padding below the stride {stride} or the dilation {dilation}, got "
+            f"{output_padding}"
+        )
+    out = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1 + output_padding
+    if out < 1:
+        raise ValueError(f"a padding of {padding} leaves nothing of an output of {out} pixels")
+    return out
+
+
+def conv_transpose2d(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "fh fw k2 c"],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    output_padding: tuple[int, int] = (0, 0),
+    groups: int = 1,
+    dilation: tuple[int, int] = (1, 1),
+) -> Float[Array, "b h2 w2 k"]:
+    """Returns torch's transposed convolution: the gradient of `conv2d` by its input, at `x`.
+
+    `kernel` is that of the convolution it transposes, which goes from k channels to c: HWIO with
+    the *output's* k / groups channels third. So torch's weight [c, k / groups, fh, fw] takes the
+    same axes as a Conv2d's, and nothing is flipped. `padding` is cut off on each side, and
+    `output_padding` adds to the lower and the right end; `conv_transpose_output_size` has the sum.
+
+    >>> ones = jnp.ones((2, 2, 1, 1))
+    >>> conv_transpose2d(jnp.array([[[[1.0], [2.0]]]]), ones, stride=(2, 2))[0, ..., 0].tolist()
+    [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]
+    """
+    fh, fw, features, channels = kernel.shape
+    axes = zip(x.shape[1:3], (fh, fw), stride, padding, output_padding, dilation, strict=True)
+    size = [conv_transpose_output_size(*axis) for axis in axes]
+    if jax.default_backend() == "cpu" and groups == 1 and dilation == (1, 1):
+        return _conv_transpose_by_phases(x, kernel, stride, padding, size)
+    # Per group [k / groups, c / groups] is turned into [c / groups, k / groups].
+    kernel = kernel.reshape(fh, fw, features, groups, channels // groups)
+    kernel = kernel.transpose(0, 1, 4, 3, 2)[::-1, ::-1]
+    kernel = kernel.reshape(fh, fw, channels // groups, groups * features)
+    reach = [d * (f - 1) for f, d in zip((fh, fw), dilation, strict=True)]
+    pads = [(r - p, r - p + o) for r, p, o in zip(reach, padding, output_padding, strict=True)]
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=pads,
+        lhs_dilation=stride,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _conv_transpose_by_phases(x, kernel, stride, padding, size):
+    """One convolution with stride 1, whose channels are the phases of the output's pixels.
+
+    XLA's own convolution of an input with holes multiplies by all the zeros in them.
+    """
+    (b, h, w, _), (fh, fw, k, c), (sh, sw) = x.shape, kernel.shape, stride
+    # Taps: how many of the kernel's rows and columns meet one output pixel.
+    taps_h, taps_w = -(-fh // sh), -(-fw // sw)
+    kernel = jnp.pad(kernel, ((0, taps_h * sh - fh), (0, taps_w * sw - fw), (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps_h, sh, taps_w, sw, k, c).transpose(0, 2, 5, 1, 3, 4)
+    kernel = kernel[::-1, ::-1].reshape(taps_h, taps_w, c, sh * sw * k)
+    # Rows beyond the last one are the output padding's, and lie within a stride of it or not.
+    count_h = max(h + taps_h - 1, -(-(size[0] + padding[0]) // sh))
+    count_w = max(w + taps_w - 1, -(-(size[1] + padding[1]) // sw))
+    pads = [(taps_h - 1, count_h - h), (taps_w - 1, count_w - w)]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    y = conv2d(x, kernel).reshape(b, count_h, count_w, sh, sw, k).transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(b, count_h * sh, count_w * sw, k)
+    (top, left), (out_h, out_w) = padding, size
+    return y[:, top : top + out_h, left : left + out_w]
+
+
+def _conv2d(x, kernel, stride, padding, groups=1, dilation=(1, 1)):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=stride,
         padding=[(p, p) for p in padding],
+        rhs_dilation=dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )

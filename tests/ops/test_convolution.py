@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxvision.ops import conv2d, conv_output_size
+from jaxvision.ops import (
+    conv2d,
+    conv_output_size,
+    conv_transpose2d,
+    conv_transpose_output_size,
+)
 
 CASES = [  # (h, w), kernel, stride, padding, groups, channels
     ((5, 6), (3, 3), (1, 1), (0, 0), 1, 3),
@@ -190,3 +195,48 @@ def test_a_kernel_that_does_not_fit_is_an_error_and_not_an_empty_array(channels)
     with pytest.raises(ValueError, match="kernel of 5 does not fit into an input of 3"):
         conv2d(x, kernel)
     assert conv2d(x, kernel, padding=(0, 1)).shape == (1, 2, 1, 2)
+
+
+TRANSPOSED = [  # (h, w), kernel, stride, padding, output padding, groups, dilation
+    ((4, 5), (2, 2), (2, 2), (0, 0), (0, 0), 1, (1, 1)),
+    ((4, 5), (3, 3), (2, 2), (1, 1), (1, 1), 1, (1, 1)),
+    ((3, 4), (4, 3), (2, 3), (1, 0), (0, 2), 1, (1, 1)),
+    ((3, 2), (1, 2), (3, 1), (0, 0), (2, 0), 1, (1, 1)),  # pixels that nothing reaches
+    ((4, 3), (3, 3), (2, 1), (1, 2), (1, 0), 2, (1, 1)),
+    ((4, 3), (3, 2), (2, 1), (1, 1), (0, 0), 1, (2, 1)),
+]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "extra", "groups", "dilation"), TRANSPOSED
+)
+def test_conv_transpose2d_is_the_gradient_of_conv2d(
+    monkeypatch, backend, size, kernel, stride, padding, extra, groups, dilation
+):
+    # Each backend has its own form; here both run on the CPU.
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    axes = zip(size, kernel, stride, padding, extra, dilation, strict=True)
+    out = [conv_transpose_output_size(*axis) for axis in axes]
+    x, weights = normal(0, 2, *size, 4), normal(1, *kernel, 6 // groups, 4)
+
+    def convolve(y):
+        return conv2d(y, weights, stride, padding, groups, dilation)
+
+    _, vjp = jax.vjp(convolve, jnp.zeros((2, *out, 6)))
+    got = conv_transpose2d(x, weights, stride, padding, extra, groups, dilation)
+    np.testing.assert_allclose(got, vjp(x)[0], rtol=1e-5, atol=1e-5)
+    halves = conv_transpose2d(
+        *(v.astype(jnp.bfloat16) for v in (x, weights)), stride, padding, extra, groups, dilation
+    )
+    assert halves.dtype == jnp.bfloat16
+
+
+def test_a_transposed_convolution_that_is_none_is_an_error():
+    x, kernel = jnp.zeros((1, 3, 3, 2)), jnp.zeros((2, 2, 4, 2))
+    with pytest.raises(ValueError, match="output padding below the stride 2"):
+        conv_transpose2d(x, kernel, (2, 2), output_padding=(2, 0))
+    with pytest.raises(ValueError, match="padding of 4 leaves nothing"):
+        conv_transpose2d(x, kernel, padding=(4, 4))
+    with pytest.raises(ValueError, match="stride=0"):
+        conv_transpose2d(x, kernel, (0, 1))

@@ -1,4 +1,4 @@
-"""max_pool against loops: values, and the whole gradient to a window's first maximum."""
+"""Pools against loops: values, indices, the whole gradient to a window's first maximum."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxvision.ops import max_pool
+from jaxvision.ops import avg_pool, max_pool, max_pool_with_argmax, pool_output_size
 
 POOLS = [  # (h, w), window, stride, padding
     ((6, 8), (2, 2), (2, 2), (0, 0)),
@@ -33,25 +33,37 @@ def pictures(size, seed=0):
     return np.stack([noise, ties, relu, np.full_like(noise, -7), 1e37 * noise]).astype(np.float32)
 
 
-def slow_max_pool(x, window, stride, padding, cotangent=None):
-    """Returns the pooled pictures and, for `cotangent`, the gradient."""
-    (fh, fw), (sh, sw), (ph, pw) = window, stride, padding
-    pads = ((0, 0), (ph, ph), (pw, pw), (0, 0))
+def slow_max_pool(x, window, stride, padding, cotangent=None, ceil_mode=False):
+    """Returns the pooled pictures, for `cotangent` the gradient, and where the maxima stand."""
+    (b, h, w, c), (ph, pw) = x.shape, padding
+    # So much on the right that every window fits which may be asked for.
+    pads = ((0, 0), *((p, p + f) for p, f in zip(padding, window, strict=True)), (0, 0))
     padded = np.pad(x, pads, constant_values=-np.inf)
-    b, h, w, c = padded.shape
-    y = np.zeros((b, (h - fh) // sh + 1, (w - fw) // sw + 1, c), np.float32)
-    gradient = np.zeros(padded.shape, np.float64)
+    starts = [
+        [
+            start
+            for start in range(0, size + 2 * p, s)
+            if start + f <= size + 2 * p
+            or (ceil_mode and start < size + p and start + f - s < size + 2 * p)
+        ]
+        for size, f, s, p in zip((h, w), window, stride, padding, strict=True)
+    ]
+    y = np.zeros((b, len(starts[0]), len(starts[1]), c), np.float32)
+    gradient, indices = np.zeros(padded.shape, np.float64), np.zeros(y.shape, np.int64)
     for index in np.ndindex(y.shape):
         n, i, j, channel = index
         best = None
-        for pixel in np.ndindex(fh, fw):
-            place = (n, i * sh + pixel[0], j * sw + pixel[1], channel)
+        for pixel in np.ndindex(window):
+            place = (n, starts[0][i] + pixel[0], starts[1][j] + pixel[1], channel)
+            inside = ph <= place[1] < h + ph and pw <= place[2] < w + pw
+            if not inside:
+                continue
             if best is None or padded[place] > padded[best] or np.isnan(padded[place]):
                 best = place
-        y[index] = padded[best]
+        y[index], indices[index] = padded[best], (best[1] - ph) * w + best[2] - pw
         if cotangent is not None:
             gradient[best] += cotangent[index]
-    return y, gradient[:, ph : h - ph, pw : w - pw]
+    return y, gradient[:, ph : ph + h, pw : pw + w], indices
 
 
 def small_integers(shape):
@@ -71,9 +83,9 @@ def with_gradient(function, x, cotangent, window, stride, padding):
 @pytest.mark.parametrize(("size", "window", "stride", "padding"), POOLS + LARGE_POOLS)
 def test_values_and_gradients_equal_loops(size, window, stride, padding):
     x = pictures(size)
-    expected, _ = slow_max_pool(x, window, stride, padding)
+    expected, *_ = slow_max_pool(x, window, stride, padding)
     cotangent = small_integers(expected.shape)
-    expected, gradient = slow_max_pool(x, window, stride, padding, cotangent)
+    expected, gradient, _ = slow_max_pool(x, window, stride, padding, cotangent)
     y, got = with_gradient(max_pool, x, cotangent, window, stride, padding)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(got, gradient)
@@ -96,6 +108,84 @@ def test_values_and_gradients_equal_xlas_own(size, window, stride, padding):
     np.testing.assert_array_equal(got[1], expected[1])
 
 
+CEIL_POOLS = [  # (h, w), window, stride, padding
+    ((7, 6), (3, 3), (2, 2), (0, 0)),  # SqueezeNet's: along the width something is left over
+    ((6, 8), (2, 2), (2, 2), (0, 0)),  # nothing is left over
+    ((5, 7), (2, 3), (3, 4), (1, 1)),  # a last window would start in the padding on the right
+    ((2, 1), (4, 3), (3, 3), (0, 1)),  # a window larger than the picture
+    ((6, 5), (3, 2), (4, 2), (1, 0)),
+]
+
+
+@pytest.mark.parametrize(("size", "window", "stride", "padding"), CEIL_POOLS)
+def test_ceil_mode_equals_loops(size, window, stride, padding):
+    x = pictures(size)
+    expected, *_ = slow_max_pool(x, window, stride, padding, ceil_mode=True)
+    cotangent = small_integers(expected.shape)
+    expected, gradient, _ = slow_max_pool(x, window, stride, padding, cotangent, True)
+    function = partial(max_pool, ceil_mode=True)
+    y, got = with_gradient(function, x, cotangent, window, stride, padding)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(got, gradient)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "nan", "minus infinity"])
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding", "ceil_mode"),
+    [(*p, False) for p in POOLS[:5] + POOLS[-1:]] + [(*p, True) for p in CEIL_POOLS],
+)
+def test_argmax_equals_loops(size, window, stride, padding, ceil_mode, kind):
+    x = pictures(size, seed=7)
+    strange = np.random.default_rng(3).random(x.shape) < 0.3
+    if kind == "nan":
+        x[strange] = np.nan
+    elif kind == "minus infinity":  # whole pictures of it too, whose windows begin in the padding
+        x[strange], x[0] = -np.inf, -np.inf
+    expected, _, places = slow_max_pool(x, window, stride, padding, None, ceil_mode)
+    y, indices = jax.jit(
+        lambda x: max_pool_with_argmax(x, window, stride, padding, ceil_mode=ceil_mode)
+    )(x)
+    assert indices.dtype == jnp.int32
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(indices, places)
+
+
+def test_the_gradient_of_argmax_pooling_is_max_pools():
+    x = jnp.asarray(pictures((7, 9)))
+    cotangent = small_integers((5, 3, 4, 2))
+    got, expected = (
+        with_gradient(function, x, cotangent, 3, 2, 0)
+        for function in (lambda *pool: max_pool_with_argmax(*pool)[0], max_pool)
+    )
+    np.testing.assert_array_equal(got[1], expected[1])
+    assert np.abs(expected[1]).sum() > 1
+
+
+def test_pool_output_size_in_ceil_mode_counts_the_windows_that_hold_a_pixel():
+    for size, f, s, p in np.ndindex(9, 6, 5, 3):
+        size, f, s = size + 1, f + 1, s + 1
+        if 2 * p > f:
+            continue
+        starts = [i for i in range(0, size + p, s) if i - s + f < size + 2 * p]
+        if not starts or (size + 2 * p < f and f - size - 2 * p >= s):
+            with pytest.raises(ValueError, match="does not fit"):
+                pool_output_size(size, f, s, p, ceil_mode=True)
+        else:
+            assert pool_output_size(size, f, s, p, ceil_mode=True) == len(starts)
+    with pytest.raises(ValueError, match="stride=0"):
+        pool_output_size(2, 4, 0, ceil_mode=True)
+
+
+def test_avg_pool_counts_the_zeros_of_the_padding():
+    x = jnp.arange(1.0, 7.0).reshape(2, 3, 1)
+    assert avg_pool(x, 2)[..., 0].tolist() == [[3.0]]
+    assert avg_pool(x, 2, 2, 1)[..., 0].tolist() == [[0.25, 1.25], [1.0, 2.75]]
+    assert avg_pool(x.astype(jnp.bfloat16), (1, 3)).dtype == jnp.bfloat16
+    weights = jnp.array([1.0, 2.0]).reshape(1, 2, 1)
+    gradient = jax.grad(lambda x: (avg_pool(x, 2, 1) * weights).sum())
+    assert gradient(x)[..., 0].tolist() == [[0.25, 0.75, 0.5]] * 2
+
+
 def test_a_tie_gives_the_whole_gradient_to_the_first_maximum():
     x = jnp.array([[1.0, 3.0, 0.0, 0.0], [3.0, 3.0, 0.0, 0.0]])[..., None]
     _, gradient = with_gradient(max_pool, x, jnp.array([[[5.0], [7.0]]]), 2, None, 0)
@@ -106,7 +196,7 @@ def test_a_tie_gives_the_whole_gradient_to_the_first_maximum():
 def test_nan_wins(size, window, stride, padding):
     x = pictures(size, seed=5)
     x[np.random.default_rng(2).random(x.shape) < 0.02] = np.nan
-    expected, _ = slow_max_pool(x, window, stride, padding)
+    expected, *_ = slow_max_pool(x, window, stride, padding)
     assert np.isnan(expected).any()
     np.testing.assert_array_equal(pool(x, window, stride, padding), expected)
 
@@ -128,9 +218,9 @@ def test_gradients_equal_finite_differences(window):
 
 def test_defaults_and_integers_for_pairs():
     x = pictures((9, 8))
-    expected, _ = slow_max_pool(x, (3, 3), (3, 3), (0, 0))
+    expected, *_ = slow_max_pool(x, (3, 3), (3, 3), (0, 0))
     np.testing.assert_array_equal(pool(x, 3), expected)
-    expected, _ = slow_max_pool(x, (3, 3), (2, 2), (1, 1))
+    expected, *_ = slow_max_pool(x, (3, 3), (2, 2), (1, 1))
     np.testing.assert_array_equal(pool(x, 3, 2, 1), expected)
 
 

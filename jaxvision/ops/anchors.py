@@ -1,0 +1,81 @@
+"""Anchors: the boxes of a few sizes and shapes that a detector looks for at every cell.
+
+They follow from shapes alone, which are static under jit, so they are numpy: inside a jitted
+function they are constants. Boxes are (x1, y1, x2, y2) in pixels of the picture, float32. The
+order is torchvision's: levels one after the other, in each the cells row by row, in each cell the
+aspect ratios one after the other and the sizes within them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+"""Height over width: 2:1, 1:1 and 1:2 as width to height, Faster R-CNN's three shapes."""
+
+
+def base_anchors(
+    sizes: Sequence[int | float], aspect_ratios: Sequence[int | float] = ASPECT_RATIOS
+) -> Float32[np.ndarray, "a 4"]:
+    """Returns the anchors of one cell about (0, 0): one of each size for each aspect ratio.
+
+    An anchor of size s and ratio r (height over width) is s / sqrt(r) wide and s * sqrt(r) high, so
+    its area is s^2; its corners are rounded to whole pixels, half to even, as in torchvision's
+    AnchorGenerator.
+
+    >>> base_anchors([32]).tolist()
+    [[-23.0, -11.0, 23.0, 11.0], [-16.0, -16.0, 16.0, 16.0], [-11.0, -23.0, 11.0, 23.0]]
+    """
+    scales = np.asarray(sizes, np.float32)[None, :]
+    # Each step in float32: a corner near a half would else be rounded the other way than in torch.
+    heights = np.sqrt(np.asarray(aspect_ratios, np.float32))[:, None]
+    widths = np.float32(1) / heights
+    w, h = (widths * scales).reshape(-1), (heights * scales).reshape(-1)
+    return np.round(np.stack([-w, -h, w, h], axis=1) / np.float32(2))
+
+
+def grid_anchors(
+    grid_size: tuple[int, int],
+    stride: tuple[int, int],
+    base: Float32[np.ndarray, "a 4"],
+) -> Float32[np.ndarray, "n 4"]:
+    """Returns the `base` anchors at each cell of a feature map of `grid_size` (h, w), h * w * a.
+
+    The first cell's are about (0, 0), the next ones' a `stride` (down, right) apart.
+
+    >>> grid_anchors((1, 2), (16, 16), base_anchors([32], [1.0])).tolist()
+    [[-16.0, -16.0, 16.0, 16.0], [0.0, -16.0, 32.0, 16.0]]
+    """
+    y, x = np.indices(grid_size, np.float32) * np.asarray(stride, np.float32)[:, None, None]
+    shifts = np.stack([x, y, x, y], axis=-1)
+    return (shifts[:, :, None, :] + base[None, None, :, :]).reshape(-1, 4)
+
+
+def anchors_of_levels(
+    grid_sizes: Sequence[tuple[int, int]],
+    image_size: tuple[int, int],
+    sizes: Sequence[Sequence[int | float]],
+    aspect_ratios: Sequence[int | float] | Sequence[Sequence[int | float]] = ASPECT_RATIOS,
+) -> list[Float32[np.ndarray, "n 4"]]:
+    """Returns the anchors of each feature map of a padded picture of `image_size` (h, w).
+
+    `sizes` are those of each level; `aspect_ratios` are the same for all levels, or given for each.
+    A level's stride is the picture's size over the level's, rounded down, as in torchvision.
+
+    >>> [len(a) for a in anchors_of_levels([(8, 8), (4, 4)], (64, 64), sizes=[[32], [64]])]
+    [192, 48]
+    """
+    ratios = list(aspect_ratios)
+    if not ratios or not isinstance(ratios[0], Sequence):
+        ratios = [aspect_ratios] * len(sizes)
+    if not len(grid_sizes) == len(sizes) == len(ratios):
+        raise ValueError(
+            f"expected as many levels of each, got {len(grid_sizes)} feature maps, {len(sizes)} "
+            f"sets of sizes and {len(ratios)} of aspect ratios"
+        )
+    h, w = image_size
+    return [
+        grid_anchors((rows, columns), (h // rows, w // columns), base_anchors(*shape))
+        for (rows, columns), *shape in zip(grid_sizes, sizes, ratios, strict=True)
+    ]

@@ -1,0 +1,58 @@
+"""Dilated convolution: as with a kernel that has zeros between its pixels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvision.ops import conv2d
+
+
+def spread_out(kernel, dilation):
+    """The kernel with zeros between its pixels, in NumPy."""
+    fh, fw, c, k = kernel.shape
+    down, across = dilation
+    large = np.zeros(((fh - 1) * down + 1, (fw - 1) * across + 1, c, k), kernel.dtype)
+    large[::down, ::across] = kernel
+    return large
+
+
+def test_by_hand():
+    x = jnp.arange(5.0).reshape(1, 1, 5, 1)
+    kernel = jnp.array([1.0, 0.0, 10.0]).reshape(1, 3, 1, 1)
+    y = conv2d(x, kernel, dilation=(1, 2))
+    assert y[0, 0, :, 0].tolist() == [40.0]
+    y = conv2d(x, kernel, padding=(0, 2), dilation=(1, 2))
+    assert y[0, 0, :, 0].tolist() == [20.0, 30.0, 40.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("dilation", [(2, 2), (3, 1), (1, 4)])
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (4, 1), (4, 2)])
+def test_values_and_gradients_equal_the_kernel_with_zeros(dilation, channels, groups):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 11, 13, channels)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, channels // groups, 6)).astype(np.float32)
+    stride, padding = (2, 1), (2, 3)
+
+    @jax.jit
+    def dilated(x, kernel):
+        y = conv2d(x, kernel, stride, padding, groups, dilation)
+        return (y * jnp.cos(y)).sum(), y
+
+    @jax.jit
+    def plain(x, kernel):
+        y = conv2d(x, kernel, stride, padding, groups)
+        return (y * jnp.cos(y)).sum(), y
+
+    (_, y), grads = jax.value_and_grad(dilated, (0, 1), has_aux=True)(x, kernel)
+    large = spread_out(kernel, dilation)
+    (_, expected), (dx, dlarge) = jax.value_and_grad(plain, (0, 1), has_aux=True)(x, large)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grads[0], dx, rtol=1e-4, atol=1e-4)
+    dkernel = dlarge[:: dilation[0], :: dilation[1]]
+    np.testing.assert_allclose(grads[1], dkernel, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kernel_that_reaches_too_far_is_refused():
+    with pytest.raises(ValueError, match="a kernel of 9 does not fit into an input of 8"):
+        conv2d(jnp.zeros((1, 8, 8, 1)), jnp.zeros((3, 3, 1, 1)), dilation=(4, 4))

@@ -1,0 +1,106 @@
+"""Masks: crops against roi_align, pasting by hand, run lengths there and back."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvision.errors import UserError
+from jaxvision.ops import crop_masks, decode_masks, encode_masks, paste_masks, roi_align
+
+
+def blobs(number, h, w, seed=0):
+    return np.random.default_rng(seed).random((number, h, w)) > 0.5
+
+
+def test_a_crop_is_roi_align_of_its_mask():
+    rng = np.random.default_rng(0)
+    masks, matched = jnp.asarray(blobs(3, 12, 17)), jnp.asarray(rng.integers(0, 3, 40))
+    corners = rng.uniform(-5, 22, (40, 2, 2)).astype(np.float32)
+    corners[:30].sort(axis=1)  # the rest are turned round
+    boxes = jnp.asarray(corners.reshape(40, 4)).at[7].set(jnp.nan).at[9].set(jnp.inf)
+    got = jax.jit(partial(crop_masks, size=(5, 4)))(masks, boxes, matched)
+    aligned = roi_align(masks.transpose(1, 2, 0).astype(jnp.float32), boxes, (5, 4))
+    expected = np.asarray(aligned)[np.arange(40), :, :, matched]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert not np.asarray(got)[[7, 9]].any()
+    assert got.max() > 0.9
+    many = crop_masks(masks.astype(jnp.float32), boxes[:0], matched[:0], 3)
+    assert many.shape == (0, 3, 3)
+
+
+def test_crops_under_vmap_compile_once_and_have_no_gradient():
+    masks, boxes = jnp.asarray(blobs(4, 8, 8)).reshape(2, 2, 8, 8), jnp.ones((2, 5, 4)) * 2
+    boxes = boxes.at[..., 2:].set(7.0)
+    matched = jnp.zeros((2, 5), int)
+    run = jax.jit(jax.vmap(partial(crop_masks, size=3)))
+    y = run(masks, boxes, matched)
+    np.testing.assert_allclose(y[1], crop_masks(masks[1], boxes[1], matched[1], 3), atol=1e-6)
+    run(masks, boxes + 1, matched)
+    assert run._cache_size() == 1
+    gradient = jax.grad(lambda b: crop_masks(masks[0], b, matched[0], 3).sum())(boxes[0])
+    assert not np.asarray(gradient).any()
+
+
+def test_a_pasted_mask_fills_its_box():
+    boxes = np.array([[10.0, 5.0, 30.0, 25.0]], np.float32)
+    (mask,) = paste_masks(np.ones((1, 28, 28), np.float32), boxes, (40, 50))
+    expected = np.zeros((40, 50), bool)
+    expected[5:25, 10:30] = True
+    # torchvision's box has its last pixel inside, which can add one.
+    assert (mask ^ expected).sum() <= 2 * 21
+    assert mask[6:24, 11:29].all()
+    half = np.zeros((1, 28, 28), np.float32)
+    half[:, :, 14:] = 1
+    (mask,) = paste_masks(half, boxes, (40, 50))
+    assert mask[8:22, 22:28].all()
+    assert not mask[:, :19].any()
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [60.0, 5.0, 90.0, 25.0],
+        [-90.0, -50.0, -60.0, -25.0],
+        [np.nan, 5.0, 30.0, 25.0],
+        [0.0, 0.0, np.inf, 9.0],
+    ],
+)
+def test_boxes_outside_or_with_nan_leave_nothing(box):
+    pasted = paste_masks(np.ones((1, 4, 4), np.float32), np.array([box], np.float32), (30, 40))
+    assert not pasted.any()
+
+
+def test_odd_boxes_are_pasted_too():
+    boxes = np.array(
+        [[5, 5, 5, 5], [9, 9, 3, 3], [-1e6, -1e6, 1e6, 1e6], [-3, -2, 4, 5]], np.float32
+    )
+    pasted = paste_masks(np.ones((4, 4, 4), np.float32), boxes, (12, 10), threshold=None)
+    assert pasted.shape == (4, 12, 10)
+    assert np.isfinite(pasted).all()
+    assert (pasted[2] == 1).all()
+    assert pasted[3, 0, 0] == pytest.approx(1, abs=1e-5)
+    empty = paste_masks(np.ones((0, 4, 4), np.float32), np.zeros((0, 4), np.float32), (12, 10))
+    assert empty.shape == (0, 12, 10)
+
+
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_run_lengths_there_and_back(number):
+    masks = blobs(number, 7, 9)
+    if number > 2:
+        masks[0], masks[1] = False, True
+    encoded = encode_masks(masks)
+    assert len(encoded) == number
+    decoded = decode_masks(encoded, (7, 9))
+    assert decoded.dtype == bool
+    np.testing.assert_array_equal(decoded, masks)
+
+
+def test_run_lengths_of_another_size_are_named():
+    encoded = encode_masks(blobs(2, 7, 9))
+    with pytest.raises(
+        UserError, match=r"expected .* 9 x 7 pixels \(h x w\), got number 0 of 7 x 9"
+    ):
+        decode_masks(encoded, (9, 7))
