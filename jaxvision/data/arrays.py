@@ -11,12 +11,13 @@ class ArrayDataset:
     """Labelled pictures in memory, and where they came from.
 
     `images` are uint8 in [0, 255], or float32 where they are features that a network computed (with
-    h = w = 1). `labels` index into `class_names`. `source` is one sentence for
-    people, such as "full set, local files in /usr/share/datasets/fashion-mnist".
+    h = w = 1). `labels` index into `class_names`: one a picture, or for segmentation one a pixel,
+    with 255 for pixels that do not count. `source` is one sentence for people, such as
+    "full set, local files in /usr/share/datasets/fashion-mnist".
     """
 
     images: UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"]
-    labels: Int32[np.ndarray, "n"]
+    labels: Int32[np.ndarray, "n"] | UInt8[np.ndarray, "n h w"]
     class_names: tuple[str, ...]
     name: str
     split: str

@@ -42,7 +42,6 @@ def resized_size(
     return (new_long, new_short) if width <= height else (new_short, new_long)
 
 
-@arrays_too
 def resize(
     picture: Picture,
     size: Size,
@@ -55,27 +54,34 @@ def resize(
 
     `antialias=False` samples without a low-pass filter, as torchvision does on tensors where it is
     told so (on Pillow pictures it never does): to a grey level for bilinear, the only
-    interpolation besides nearest that has it here.
+    interpolation besides nearest that has it here. OpenCV does that, Pillow the rest.
 
     >>> resize(np.zeros((375, 500, 3), np.uint8), 256).shape
     (256, 341, 3)
     """
-    from PIL import Image
-
-    height, width = resized_size(picture.height, picture.width, size, max_size)
-    if (picture.height, picture.width) == (height, width):
+    is_array = isinstance(picture, np.ndarray)
+    now = picture.shape[:2] if is_array else (picture.height, picture.width)
+    target = resized_size(*now, size, max_size)
+    if target == now:
         return picture
     if antialias or interpolation == "nearest":
-        filters = Image.Resampling
-        return picture.resize((width, height), filters[interpolation.upper()])
+        return _filtered(picture, target, interpolation)
     if interpolation != "bilinear":
         raise ValueError(
             f"expected bilinear or nearest interpolation without antialias, got {interpolation}"
         )
     import cv2
 
-    image = cv2.resize(to_array(picture), (width, height), interpolation=cv2.INTER_LINEAR)
-    return to_picture(image.reshape(height, width, -1))
+    image = cv2.resize(to_array(picture), target[::-1], interpolation=cv2.INTER_LINEAR)
+    image = image.reshape(*target, -1)
+    return image if is_array else to_picture(image)
+
+
+@arrays_too
+def _filtered(picture: Picture, size: tuple[int, int], interpolation: Interpolation) -> Picture:
+    from PIL import Image
+
+    return picture.resize(size[::-1], Image.Resampling[interpolation.upper()])
 
 
 @arrays_too

@@ -22,6 +22,7 @@ Picture = Any
 """A uint8 [h, w, c] array with 1 or 3 channels, or a Pillow picture of mode L or RGB."""
 
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+QUARTER_TURNS = (5, 6, 7, 8)  # its values where height and width change places
 
 
 def read_image(path: str | os.PathLike[str], *, channels: int = 3) -> UInt8[np.ndarray, "h w c"]:
@@ -79,6 +80,23 @@ def check_header(source: str | os.PathLike[str] | bytes, *, name: str | None = N
             pass
     except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
         raise _broken(error, name) from error
+
+
+def picture_size(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None
+) -> tuple[int, int]:
+    """(height, width) of the upright picture, from the file's header; nothing is decoded."""
+    from PIL import Image
+
+    name = name or _name(source)
+    try:
+        with Image.open(_file(source)) as file:
+            width, height = file.size
+            # The base class's: a PNG's own decodes the picture, to look for EXIF behind its pixels.
+            turned = Image.Image.getexif(file).get(ORIENTATION, 1) in QUARTER_TURNS
+    except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
+        raise _broken(error, name) from error
+    return (width, height) if turned else (height, width)
 
 
 def to_picture(image: UInt8[np.ndarray, "h w c"]) -> Picture:

@@ -1,15 +1,9 @@
-"""Batches as a pure function of (seed, step), so that resuming a run needs the step and no more.
-
-Randomness comes from Philox, counter-based: its key is (seed, epoch), and its 256-bit counter
-starts at a place of its own for the order, for each example's augmentation and for each batch's,
-so that no two overlap.
-"""
+"""Batches as a pure function of (seed, step), so that resuming a run needs the step and no more."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -18,28 +12,18 @@ from jaxtyping import Bool, Int32
 from jaxvision.data.arrays import ArrayDataset
 from jaxvision.data.files import FileDataset
 from jaxvision.data.mixing import BatchTransform
+from jaxvision.data.order import (
+    AUGMENTATION,
+    MIXING,
+    check_batch_size,
+    generator,
+    padded_order,
+    steps_of,
+)
 from jaxvision.data.transforms import Example, PictureTransform, Transform, as_array
 from jaxvision.errors import UserError
 
 T = TypeVar("T")
-ORDER, AUGMENTATION, MIXING = 0, 1, 2
-
-
-def epoch_order(
-    size: int, *, seed: int, epoch: int, shuffle: bool = True
-) -> Int32[np.ndarray, "{size}"]:
-    """The order in which an epoch visits `size` examples: a pure function of its arguments.
-
-    It sorts Philox's raw 64-bit words, which NumPy promises never to change; its `permutation` has
-    no such promise. So an order stays what it is across NumPy versions and platforms.
-
-    >>> epoch_order(5, seed=0, epoch=0, shuffle=False).tolist()
-    [0, 1, 2, 3, 4]
-    """
-    if not shuffle:
-        return np.arange(size, dtype=np.int32)
-    words = _philox(seed, epoch, ORDER, 0).random_raw(size)
-    return np.argsort(words, kind="stable").astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -75,18 +59,12 @@ class Batches:
     batch_transform: BatchTransform | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"expected a batch size of at least 1, got {self.batch_size}")
-        if self.batch_size > len(self.dataset):
-            raise UserError(
-                f"expected a batch size of at most {len(self.dataset)}, the size of "
-                f"{self.dataset.name}'s {self.dataset.split} set, got {self.batch_size}: lower it"
-            )
+        where = f"{self.dataset.name}'s {self.dataset.split} set"
+        check_batch_size(self.batch_size, len(self.dataset), where)
 
     @property
     def steps_per_epoch(self) -> int:
-        whole, rest = divmod(len(self.dataset), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        return steps_of(len(self.dataset), self.batch_size, self.drop_last)
 
     @property
     def has_padding(self) -> bool:
@@ -99,12 +77,23 @@ class Batches:
         Batch s of the epoch is slots `[s * batch_size, (s + 1) * batch_size)`. Read-only.
         """
         slots = self.steps_per_epoch * self.batch_size
-        return _padded_order(len(self.dataset), slots, self.seed, epoch, self.shuffle)
+        return padded_order(len(self.dataset), slots, self.seed, epoch, self.shuffle)
 
     @property
     def valid_slots(self) -> Bool[np.ndarray, "slots"]:
         """For each slot of an epoch, whether its example counts; the same in every epoch."""
         return np.arange(self.steps_per_epoch * self.batch_size) < len(self.dataset)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What batches are gathered from, where nothing is done to them on the host: an array of
+        all examples for each name of a batch. Otherwise raises `ValueError`."""
+        augmented = self.transform is not None or self.batch_transform is not None
+        if augmented or not isinstance(self.dataset, ArrayDataset):
+            raise ValueError(
+                "a data set of files, or augmented on the host, has no arrays to gather from and "
+                "cannot be resident on the device"
+            )
+        return {"image": self.dataset.images, "label": self.dataset.labels}
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         if step < 0:
@@ -119,7 +108,7 @@ class Batches:
         if self.has_padding:
             batch["valid"] = np.arange(start, start + self.batch_size) < len(self.dataset)
         if self.batch_transform is not None:
-            rng = np.random.Generator(_philox(self.seed, epoch, MIXING, step_in_epoch))
+            rng = generator(self.seed, epoch, MIXING, step_in_epoch)
             batch = self.batch_transform(batch, rng)
         return batch
 
@@ -127,13 +116,14 @@ class Batches:
         dataset, transform = self.dataset, self.transform
         if isinstance(dataset, ArrayDataset):
             # A copy, so that a transform that writes in place can't change the data set.
-            example = {"image": dataset.images[index].copy(), "label": dataset.labels[index]}
+            label = dataset.labels[index].copy()  # a semantic map may be written to as well
+            example = {"image": dataset.images[index].copy(), "label": label}
         else:
             example = {"image": dataset.picture(index), "label": dataset.labels[index]}
             if not isinstance(transform, PictureTransform):
                 example = as_array(example)
         if transform is not None:
-            rng = np.random.Generator(_philox(self.seed, epoch, AUGMENTATION, index))
+            rng = generator(self.seed, epoch, AUGMENTATION, index)
             example = transform(example, rng)
         return as_array(example)
 
@@ -181,16 +171,3 @@ def _prefetch(
             yield batch
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _philox(seed: int, epoch: int, purpose: int, index: int) -> np.random.Philox:
-    key = np.array([seed % 2**64, epoch], np.uint64)
-    # The lowest two of the four words are left to count in: 2^128 blocks before the next one's.
-    return np.random.Philox(key=key, counter=np.array([0, 0, index, purpose], np.uint64))
-
-
-@lru_cache(maxsize=8)
-def _padded_order(size: int, slots: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
-    order = np.resize(epoch_order(size, seed=seed, epoch=epoch, shuffle=shuffle), slots)
-    order.flags.writeable = False  # every caller gets this one array
-    return order

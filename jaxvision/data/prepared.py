@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +47,7 @@ def prepare(builder: Any, *, data_dir: Path, manual_dir: Path | None = None) -> 
 
     _check_writable(data_dir)
     final = Path(builder.data_path)
-    _remove_stale(final.parent)
+    remove_stale(final.parent, "incomplete.*")
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
     try:
         with _no_tfds_bars():
@@ -103,13 +103,18 @@ def read_images(
         raise damaged(builder.data_path, f"{split} can't be read ({error})") from error
 
 
-def read_decoded(path: Path, dtype: type, ndim: int) -> np.ndarray | None:
-    """The array in a file that `write_decoded` wrote, or None; the caller checks what it holds."""
+def read_decoded(
+    path: Path, dtype: type, ndim: int, *, in_memory: bool = True
+) -> np.ndarray | None:
+    """The array in a file that `write_decoded` wrote, or None; the caller checks what it holds.
+
+    Without `in_memory` the array stays in its file, is read as it is used and can't be written to.
+    """
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False, mmap_mode=None if in_memory else "r")
     except (OSError, ValueError, EOFError):
         return None
-    return array if array.dtype == dtype and array.ndim == ndim else None
+    return np.asarray(array) if array.dtype == dtype and array.ndim == ndim else None
 
 
 def write_decoded(path: Path, array: np.ndarray) -> None:
@@ -124,6 +129,38 @@ def write_decoded(path: Path, array: np.ndarray) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def write_decoded_chunks(
+    shapes: Mapping[Path, tuple[int, ...]], chunks: Iterable[Mapping[Path, np.ndarray]]
+) -> bool:
+    """Keeps uint8 arrays that need not fit in memory, given in parts along their first axis.
+
+    Returns whether they are kept: a folder that can't be written, or a full disk, costs only time.
+    """
+    written: dict[Path, Any] = {}
+    try:
+        with contextlib.ExitStack() as stack:
+            for path, shape in shapes.items():
+                remove_stale(path.parent, f"{path.name}?*")
+                file = stack.enter_context(
+                    tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False)
+                )
+                written[path] = file
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            for chunk in chunks:
+                for path, part in chunk.items():
+                    written[path].write(np.ascontiguousarray(part).data)
+        for path, file in written.items():
+            os.replace(file.name, path)
+    except OSError:
+        return False
+    finally:
+        for file in written.values():
+            with contextlib.suppress(OSError):
+                os.unlink(file.name)
+    return True
 
 
 def read_files(
@@ -199,12 +236,12 @@ def _unwritable(data_dir: Path, error: OSError) -> UserError:
     )
 
 
-def _remove_stale(folder: Path) -> None:
+def remove_stale(folder: Path, pattern: str) -> None:
     """Removes what preparations that were killed left behind; one under way is younger."""
-    for leftover in folder.glob("incomplete.*"):
+    for leftover in folder.glob(pattern):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextlib.contextmanager

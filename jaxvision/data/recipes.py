@@ -158,7 +158,7 @@ def _open_cifar10(folder: Path, scratch: Path) -> Iterator[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a folder with CIFAR-10, but there is no such folder")
     if (folder / cifar10.ARCHIVE).is_file():
-        _check_sha256(folder / cifar10.ARCHIVE, cifar10.ARCHIVE_SHA256)
+        check_sha256(folder / cifar10.ARCHIVE, cifar10.ARCHIVE_SHA256)
     for split in cifar10.SPLITS:
         cifar10.read_split(folder, split)
     yield folder
@@ -198,7 +198,7 @@ def _open_hymenoptera(folder: Path, scratch: Path) -> Iterator[Path]:
         place = hymenoptera.unpacked_folder(folder)
         archive = folder / hymenoptera.ARCHIVE
         if place is None and archive.is_file():
-            _check_sha256(archive, hymenoptera.ARCHIVE_SHA256)
+            check_sha256(archive, hymenoptera.ARCHIVE_SHA256)
             scratch.mkdir(parents=True, exist_ok=True)
             temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=scratch))
             folder = extract(archive, Path(temporary) / "unpacked")
@@ -257,7 +257,8 @@ def _array_dataset(
     )
 
 
-def _check_sha256(path: Path, expected: str) -> None:
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises `UserError` where the file is not the official one."""
     with open(path, "rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != expected:

@@ -8,6 +8,7 @@ randomness. The drawing of parameters and the deterministic part are functions o
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -26,11 +27,17 @@ from jaxvision.data.images import Picture, to_array, to_picture
 
 Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
+SizeMap = Callable[[tuple[int, int]], tuple[int, int]]
 Box = tuple[int, int, int, int]
 """(top, left, height, width), in pixels."""
 
 IMAGENET_MEAN_COLOR = (124, 116, 104)
 TRIES = 10
+
+
+def same_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The `output_size` of a transform that keeps (height, width)."""
+    return size
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,25 @@ class PictureTransform:
 
     It works on Pillow's form, and `image` in an example may be that as well as an array: so neither
     a decoded file nor what goes from one such transform to the next is copied into an array.
-    `on_array`, where there is one, does the same to an array at less cost.
+    `on_array`, where there is one, does the same to an array at less cost. `moves` says whether
+    pixels change their places: then boxes would be left behind, so an example with boxes is
+    refused.
     """
 
     on_picture: Callable[[Picture, np.random.Generator], Picture]
     on_array: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+    moves: bool = True
+
+    @property
+    def output_size(self) -> SizeMap | None:
+        return None if self.moves else same_size
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        if self.moves and "boxes" in example:
+            raise ValueError(
+                "this transform moves the picture and leaves its boxes where they are: use one of "
+                "jaxvision.data.detection_transforms"
+            )
         image = example["image"]
         if not isinstance(image, np.ndarray):
             image = self.on_picture(image, rng)
@@ -56,6 +75,21 @@ class PictureTransform:
         return {**example, "image": image}
 
 
+@dataclass(frozen=True)
+class ExampleTransform:
+    """A transform of whole examples, and the size that it gives to a picture of each size.
+
+    `output_size` is None where the size is random; else it says (height, width) from (height,
+    width), so that pictures can be sorted by size before any of them is read.
+    """
+
+    apply: Transform
+    output_size: SizeMap | None = None
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        return self.apply(example, rng)
+
+
 def compose(*transforms: Transform) -> Transform:
     """Applies `transforms` one after another, left to right."""
     if transforms and all(isinstance(transform, PictureTransform) for transform in transforms):
@@ -63,6 +97,7 @@ def compose(*transforms: Transform) -> Transform:
         return PictureTransform(
             _chain([transform.on_picture for transform in transforms]),
             None if None in on_arrays else _chain(on_arrays),
+            any(transform.moves for transform in transforms),
         )
 
     def composed(example: Example, rng: np.random.Generator) -> Example:
@@ -73,7 +108,10 @@ def compose(*transforms: Transform) -> Transform:
             example = transform(example, rng)
         return example
 
-    return composed
+    sizes = [getattr(transform, "output_size", None) for transform in transforms]
+    if None in sizes:
+        return ExampleTransform(composed)
+    return ExampleTransform(composed, lambda size: reduce(lambda now, of: of(now), sizes, size))
 
 
 def as_array(example: Example) -> Example:
@@ -233,7 +271,7 @@ def random_erasing(
         picture.paste(fill_of(picture, levels), (left, top, left + w, top + h))
         return picture
 
-    return PictureTransform(erase)
+    return PictureTransform(erase, moves=False)
 
 
 def erasing_box(

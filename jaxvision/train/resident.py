@@ -21,19 +21,15 @@ RESIDENT_LIMIT = 1 << 30
 class ResidentData:
     """The arrays of `batches` on the device; `data(step)` goes into a step with `select`.
 
-    `batches` is a `jaxvision.data.Batches` without host augmentation.
+    `batches` is a `jaxvision.data.Batches` or `DetectionBatches` without host augmentation:
+    something with `arrays()`, which its batches are gathered from by `padded_order(epoch)`.
     """
 
     def __init__(self, batches, mesh: Mesh | None = None):
-        if batches.transform is not None or batches.batch_transform is not None:
-            raise ValueError("augmented on the host, a data set cannot be resident on the device")
         self._batches = batches
         mesh = auto_mesh(mesh)
         self._sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        dataset = batches.dataset
-        self._arrays = jax.device_put(
-            {"image": dataset.images, "label": dataset.labels}, self._sharding
-        )
+        self._arrays = jax.device_put(batches.arrays(), self._sharding)
         self._epoch = None
         self._order = None
 
@@ -55,7 +51,7 @@ class ResidentData:
         size, steps = self._batches.batch_size, self._batches.steps_per_epoch
         first = (step % steps) * size
         rows = jax.lax.dynamic_slice(data["order"], (first,), (size,))
-        batch = {name: data[name].at[rows].get(mode="clip") for name in ("image", "label")}
+        batch = {name: data[name].at[rows].get(mode="clip") for name in self._arrays}
         if self._batches.has_padding:
-            batch["valid"] = first + jnp.arange(size) < len(self._batches.dataset.labels)
+            batch["valid"] = first + jnp.arange(size) < len(self._batches.dataset)
         return batch

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from jaxvision.data import ArrayDataset, Batches
+from jaxvision.data.detection import DetectionDataset, Objects
+from jaxvision.data.detection_batches import DetectionBatches
+from jaxvision.data.detection_transforms import random_flip
 from jaxvision.train import create_state, evaluate, make_eval_step, make_train_step
 from jaxvision.train.optim import sgd
 from jaxvision.train.resident import ResidentData
@@ -18,6 +21,30 @@ def dataset(size=10):
     return ArrayDataset(images, labels, ("a", "b", "c"), "noise", "train", "made")
 
 
+def scenes(size=10):
+    """Pictures with 0 to 3 objects, and instance maps."""
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 4, (size, 3, 2)).astype(float)
+    objects, maps = [], np.zeros((size, 8, 8), np.uint8)
+    for i in range(size):
+        boxes = np.concatenate([corners[i], corners[i] + [4, 3]], axis=1)[: i % 4].tolist()
+        labels = rng.integers(0, 5, len(boxes)).tolist()
+        objects.append(Objects.of(boxes, labels, [label == 0 for label in labels]))
+        for j, (x1, y1, x2, y2) in enumerate(np.array(boxes, int)):
+            maps[i, y1:y2, x1:x2] = j + 1
+    return DetectionDataset(
+        images=rng.integers(0, 256, (size, 8, 8, 3), dtype=np.uint8),
+        names=tuple(map(str, range(size))),
+        image_ids=np.arange(50, 50 + size),
+        objects=tuple(objects),
+        class_names=tuple("abcde"),
+        name="scenes",
+        split="train",
+        source="made",
+        masks=maps,
+    )
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(
     ("batch_size", "drop_last", "padded"),
@@ -26,13 +53,28 @@ def dataset(size=10):
 def test_every_batch_of_two_epochs_equals_the_hosts(batch_size, shuffle, drop_last, padded):
     batches = Batches(dataset(), batch_size, seed=3, shuffle=shuffle, drop_last=drop_last)
     assert batches.has_padding == padded
+    check_two_epochs(batches)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "max_objects"), [(5, False, None), (4, False, 2), (4, True, 5)]
+)
+def test_every_detection_batch_of_two_epochs_equals_the_hosts(
+    batch_size, drop_last, max_objects, masks
+):
+    options = {"max_objects": max_objects, "masks": masks, "drop_last": drop_last}
+    check_two_epochs(DetectionBatches(scenes(), batch_size, seed=3, **options))
+
+
+def check_two_epochs(batches):
     data = ResidentData(batches)
     select = jax.jit(data.select)
     for step in range(2 * batches.steps_per_epoch):
         expected = batches(step)
         got = select(data(step), jnp.int32(step))
         assert got.keys() == expected.keys()
-        assert ("valid" in got) == padded
+        assert ("valid" in got) == batches.has_padding
         for name, array in expected.items():
             assert got[name].dtype == array.dtype
             np.testing.assert_array_equal(got[name], array, err_msg=f"{name} of step {step}")
@@ -59,6 +101,8 @@ def test_host_augmentation_is_refused():
     batches = Batches(dataset(), batch_size=4, transform=lambda example, rng: example)
     with pytest.raises(ValueError, match="augmented on the host"):
         ResidentData(batches)
+    with pytest.raises(ValueError, match="augmented on the host"):
+        ResidentData(DetectionBatches(scenes(), 4, transform=random_flip()))
 
 
 def linear_loss(params, batch_stats, batch, key, train=True):

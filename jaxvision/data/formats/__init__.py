@@ -1,0 +1,1 @@
+"""The file formats of detection data sets, each read into a `DetectionDataset`."""
