@@ -1,7 +1,6 @@
 """The report of a classification run: report.html, from its records and its predictions."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,26 @@ from jaxvision.metrics import (
 from jaxvision.report import html, plots
 from jaxvision.report.draw import check_images, prediction_caption
 from jaxvision.report.embed import to_svg
-from jaxvision.report.html import Headline, Section
-from jaxvision.report.records import (
-    Point,
-    Record,
-    axis_key,
-    best_point,
-    first_not_finite,
-    last_point,
-    number,
-    series,
+from jaxvision.report.html import Section
+from jaxvision.report.records import Record
+from jaxvision.report.run_sections import (
+    Metric,
+    closing_sections,
+    percent,
+    result_section,
+    training_section,
 )
 from jaxvision.types import Array
 
 MOST_ERRORS_SHOWN = 24
 MOST_RIGHT_SHOWN = 10
-_THROUGHPUT_NAMES = {
-    "examples_per_second": "Training examples a second",
-    "ms_per_step": "Time a step (ms)",
-    "seconds_per_epoch": "Time an epoch (s)",
-}
+_METRICS = (Metric("accuracy", "accuracy", share=True), Metric("loss", "loss", share=False))
+_CURVES = (
+    (plots.loss_curves, "Loss by step", ("train/loss", "val/loss")),
+    (plots.accuracy_curves, "Accuracy by step", ("train/accuracy", "val/accuracy")),
+    (plots.learning_rate_curve, "Learning rate by step", ("train/learning_rate",)),
+    (plots.gradient_norm_curve, "Gradient norm by step", ("train/grad_norm",)),
+)
 
 
 def write_classification_report(
@@ -63,7 +62,10 @@ def write_classification_report(
     A run that diverged, or was never validated, gets a report that says so. A folder that can't be
     written is a `UserError`, and leaves the report that was there.
     """
-    sections = [Section("Result", _result(config, records, notes)), _training(records)]
+    sections = [
+        result_section(config, records, _METRICS, notes),
+        training_section(records, _CURVES),
+    ]
     if labels is not None and probabilities is not None:
         sections += _predictions(
             np.asarray(labels),
@@ -71,74 +73,8 @@ def write_classification_report(
             None if images is None else np.asarray(images),
             class_names,
         )
-    speed = _throughput(throughput, records)
-    if speed:
-        sections.append(Section("Throughput", html.table((), speed)))
-    if config:
-        sections.append(Section("Configuration", html.table((), _flat(config))))
+    sections += closing_sections(config, records, throughput)
     return html.write_page(Path(run_dir) / "report.html", title, sections)
-
-
-def _result(config: Mapping[str, Any], records: Sequence[Record], notes: Sequence[str]) -> str:
-    axis = axis_key(records)
-
-    def place(point: Point) -> str:
-        found = [r for r in records if number(r.get(axis)) == point.x and "epoch" in r]
-        epoch = number(found[-1]["epoch"]) if found and axis == "step" else float("nan")
-        return f"{axis} {point.x:,.0f}" + (f", epoch {epoch:,.4g}" if isfinite(epoch) else "")
-
-    tiles = []
-    for name, largest in (("accuracy", True), ("loss", False)):
-        final = last_point(records, f"val/{name}")
-        best = best_point(records, f"val/{name}", largest=largest)
-        show = _percent if largest else _loss
-        if final is not None:
-            tiles.append(Headline(f"Final validation {name}", show(final.value), place(final)))
-        if best is not None:
-            tiles.append(Headline(f"Best validation {name}", show(best.value), place(best)))
-    for name in ("epoch", "step"):
-        reached = [number(r.get(name)) for r in records]
-        reached = [value for value in reached if isfinite(value)]
-        if reached:
-            tiles.append(Headline(f"{name.capitalize()}s", f"{round(max(reached), 2):,.10g}"))
-    if config.get("data_source"):
-        tiles.append(Headline("Data", str(config["data_source"])))
-    return (
-        "".join(html.notice(line) for line in _warnings(records))
-        + html.headlines(tiles)
-        + "".join(html.paragraph(note) for note in notes)
-    )
-
-
-def _warnings(records: Sequence[Record]) -> list[str]:
-    if not records:
-        return ["Nothing was recorded: the run stopped before its first record."]
-    warnings = []
-    broken = first_not_finite(records, ("train/loss", "val/loss", "train/grad_norm"))
-    if broken is not None:
-        key, x = broken
-        warnings.append(
-            f"The run diverged: {key} was first not finite at {axis_key(records)} {x:,.0f}."
-        )
-    if not any(key.startswith("val/") for record in records for key in record):
-        warnings.append("No validation was recorded.")
-    return warnings
-
-
-def _training(records: Sequence[Record]) -> Section:
-    curves = (
-        (plots.loss_curves, "Loss by step", ("train/loss", "val/loss")),
-        (plots.accuracy_curves, "Accuracy by step", ("train/accuracy", "val/accuracy")),
-        (plots.learning_rate_curve, "Learning rate by step", ("train/learning_rate",)),
-        (plots.gradient_norm_curve, "Gradient norm by step", ("train/grad_norm",)),
-    )
-    drawn = [
-        html.plot(to_svg(draw(records), label))
-        for draw, label, keys in curves
-        if any(series(records, key)[0].size for key in keys)
-    ]
-    nothing = html.paragraph("No curves were recorded.")
-    return Section("Training", html.side_by_side(drawn) if drawn else nothing)
 
 
 def _predictions(
@@ -155,7 +91,7 @@ def _predictions(
     is_right = finite & (predictions == labels)
     confusion = np.asarray(confusion_matrix(labels, predictions, len(class_names), valid=finite))
 
-    share = _percent(is_right.mean())
+    share = percent(is_right.mean())
     summary = f"{is_right.sum():,} of {len(labels):,} examples are right ({share})."
     body = html.paragraph(summary)
     if not finite.all():
@@ -204,10 +140,10 @@ def _by_class(confusion: np.ndarray, class_names: Sequence[str]) -> str:
     many = len(class_names) > plots.MOST_LABELLED_CLASSES
     scores = per_class_scores(confusion)
     rows = [
-        (name, _percent(p, 1), _percent(r, 1), _percent(f, 1), f"{n:,}")
+        (name, percent(p, 1), percent(r, 1), percent(f, 1), f"{n:,}")
         for name, p, r, f, n in zip(class_names, *scores, strict=True)
     ]
-    means = [_percent(np.mean(column), 1) for column in scores[:3]]
+    means = [percent(np.mean(column), 1) for column in scores[:3]]
     rows.append(("Mean over classes", *means, f"{scores.support.sum():,}"))
     by_class = html.table(("Class", "Precision", "Recall", "F1", "Examples"), rows)
     if many:
@@ -241,34 +177,3 @@ def _one_of_each_class(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
         turns.append(seen.setdefault(int(labels[index]), 0))
         seen[int(labels[index])] += 1
     return indices[np.lexsort((labels[indices], np.array(turns, int)))]
-
-
-def _throughput(throughput: Mapping[str, Any] | None, records: Sequence[Record]):
-    _, speeds = series(records, "train/examples_per_second")
-    speeds = speeds[np.isfinite(speeds)]
-    recorded = {"examples_per_second": float(np.median(speeds))} if speeds.size else {}
-    throughput = recorded | dict(throughput or {})
-    return [(_THROUGHPUT_NAMES.get(k, k), _shown(value)) for k, value in throughput.items()]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _shown(value: Any) -> str:
-    """Returns a measured value, to as many digits as a measurement of speed is worth."""
-    if isinstance(value, float) and isfinite(value) and abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _percent(share: float, decimals: int = 2) -> str:
-    return f"{100 * share:.{decimals}f} %" if isfinite(share) else "not finite"
-
-
-def _loss(value: float) -> str:
-    return f"{value:.4f}" if isfinite(value) else "not finite"

@@ -12,15 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
 from jaxvision.errors import UserError
 from jaxvision.report import theme
-from jaxvision.report.draw import encode_picture
+from jaxvision.report.draw import encode_drawing, encode_picture
 
-_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( %)?$")
+_NUMBER = re.compile(r"([-+]?[\d.,]+(e[-+]?\d+)?( %)?|-)$")
 
 
 @dataclass(frozen=True)
@@ -175,3 +176,22 @@ def pictures(
             f"<figcaption>{words}</figcaption></figure>"
         )
     return f'<div class="pictures">{"".join(items)}</div>'
+
+
+def drawings(
+    images: Sequence[UInt8[np.ndarray, "_ _ _"]],
+    captions: Sequence[Sequence[str]],
+    *,
+    size: Literal["small", "medium", "wide"] = "medium",
+) -> str:
+    """Returns pictures with something drawn on them, about four, two or one of them in a row."""
+    items = []
+    for image, lines in zip(images, captions, strict=True):
+        kind, data = encode_drawing(image)
+        source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+        words = "<br>".join(text(line) for line in lines)
+        items.append(
+            f'<figure class="drawing"><img src="{source}" alt="{text(", ".join(lines))}">'
+            f"<figcaption>{words}</figcaption></figure>"
+        )
+    return f'<div class="drawings {size}">{"".join(items)}</div>'

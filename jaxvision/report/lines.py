@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxvision.report import theme
-from jaxvision.report.plots import _figure
+from jaxvision.report.axes import new_figure
 
 _LOOKS = (
     (theme.BLUE, "-", "o"),
@@ -51,7 +51,7 @@ def line_chart(
     """
     if len(lines) > len(_LOOKS):
         raise ValueError(f"expected at most {len(_LOOKS)} lines, got {len(lines)}")
-    figure, axes = _figure(5.4, 3.3)
+    figure, axes = new_figure(5.4, 3.3)
     if logx:
         axes.set_xscale("log")
         places = sorted({float(x) for line in lines for x in line.x})

@@ -12,6 +12,7 @@ from jaxtyping import Integer
 
 from jaxvision.metrics import per_class_scores
 from jaxvision.report import theme
+from jaxvision.report.axes import new_figure, plain_axes
 from jaxvision.report.records import Record, axis_key, epochs, number, series
 from jaxvision.types import Array
 
@@ -54,7 +55,7 @@ def metric_curves(
     marked. The axis is logarithmic where the values span more than a hundredfold. `percent` draws
     shares of 1 as per cent, on a linear axis.
     """
-    figure, axes = _figure(5.4, 3.3)
+    figure, axes = new_figure(5.4, 3.3)
     scale = 100.0 if percent else 1.0
     shown, broken = [], []
     for (name, key), (color, dashes, marker) in zip(keys.items(), _LINES, strict=False):
@@ -92,13 +93,14 @@ def metric_curves(
 
 
 def confusion_heat_map(
-    confusion: Integer[Array, "k k"], class_names: Sequence[str]
+    confusion: Integer[Array, "k k"], class_names: Sequence[str], *, percent: bool = False
 ) -> "matplotlib.figure.Figure":
     """Draws a confusion matrix (rows true, columns predicted), coloured by the share of its row.
 
-    Up to `MOST_LABELLED_CLASSES` classes every cell that isn't zero shows its count and every
-    class its name; beyond, some classes are named along the axes. The colour follows the square
-    root of the share, so that rare mistakes are seen.
+    Up to `MOST_LABELLED_CLASSES` classes every cell that isn't zero shows its count, or with
+    `percent` (for pixels, which are too many) its share of the row, and every class its name;
+    beyond, some classes are named along the axes. The colour follows the square root of the share,
+    so that rare mistakes are seen.
     """
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
@@ -109,12 +111,12 @@ def confusion_heat_map(
     colors = LinearSegmentedColormap.from_list("share", [theme.BLUE + "00", theme.BLUE + "ff"])
     norm = PowerNorm(0.5, 0.0, 100.0)
     side = min(max(1.6 + 0.36 * k, 3.6), 7.0)
-    figure, axes = _figure(side + 0.9, side)
+    figure, axes = new_figure(side + 0.9, side)
     axes.grid(False)
     axes.spines[:].set(visible=True, color=theme.LINE)
     axes.imshow(shares, cmap=colors, norm=norm, interpolation="none")
     if k <= MOST_LABELLED_CLASSES:
-        _write_counts(axes, confusion, norm(shares))
+        _write_cells(axes, shares if percent else confusion, norm(shares), percent)
     step = -(-k // MOST_LABELLED_CLASSES)
     ticks = np.arange(0, k, step)
     names = [theme.clean(class_names[i], 18) for i in ticks]
@@ -132,7 +134,7 @@ def confusion_heat_map(
     bar.yaxis.tick_right()
     bar.yaxis.set_label_position("right")
     bar.set_ylabel("Share of the true class (%)", color=theme.INK, fontsize=9)
-    _plain(bar)
+    plain_axes(bar)
     return figure
 
 
@@ -146,7 +148,7 @@ def per_class_bars(
     scores = per_class_scores(confusion)
     order = np.argsort(scores.f1, kind="stable")[:MOST_LABELLED_CLASSES]
     rows = np.arange(len(order))
-    figure, axes = _figure(5.4, 1.2 + 0.32 * len(order))
+    figure, axes = new_figure(5.4, 1.2 + 0.32 * len(order))
     axes.grid(False, axis="y")
     for offset, name, values, color in (
         (-0.19, "precision", scores.precision, theme.BLUE),
@@ -163,28 +165,6 @@ def per_class_bars(
         loc="outside upper right", ncols=2, frameon=False, fontsize=9, labelcolor=theme.INK
     )
     return figure
-
-
-def _figure(width: float, height: float):
-    """Returns an empty (figure, axes) of that many inches, in the theme's colours."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(True, color=theme.LINE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    _plain(axes)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _plain(axes) -> None:
-    axes.set_facecolor("none")
-    axes.tick_params(colors=theme.MUTED, labelcolor=theme.INK, labelsize=9)
-    axes.xaxis.label.set_color(theme.INK)
-    axes.yaxis.label.set_color(theme.INK)
-    for spine in axes.spines.values():
-        spine.set_color(theme.MUTED)
 
 
 def _binned(x: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -227,14 +207,15 @@ def _step_axis(axes, records: Sequence[Record]) -> None:
     above = axes.secondary_xaxis("top")
     above.set_xticks(x[::-every][::-1], [f"{value:,.0f}" for value in numbers[::-every][::-1]])
     above.set_xlabel("Epoch")
-    _plain(above)
+    plain_axes(above)
     above.spines["top"].set_visible(False)
 
 
-def _write_counts(axes, confusion: np.ndarray, darkness: np.ndarray) -> None:
-    size = 9 if len(confusion) <= 12 else 6
-    for row, column in np.argwhere(confusion > 0):
+def _write_cells(axes, values: np.ndarray, darkness: np.ndarray, percent: bool) -> None:
+    size = 9 if len(values) <= 12 else 6
+    for row, column in np.argwhere(values > 0):
         color = theme.WHITE if darkness[row, column] > 0.6 else theme.INK
-        count = f"{confusion[row, column]:,}"
+        value = values[row, column]
+        words = f"{value:,}" if not percent else "<0.1" if value < 0.05 else f"{value:.1f}"
         style = {"ha": "center", "va": "center", "fontsize": size, "color": color}
-        axes.text(column, row, count, **style)
+        axes.text(column, row, words, **style)

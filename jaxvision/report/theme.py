@@ -113,5 +113,11 @@ summary{cursor:pointer}
 .wrong img{border-color:var(--wrong)}
 .right figcaption::first-line{color:var(--right);font-weight:600}
 .wrong figcaption::first-line{color:var(--wrong);font-weight:600}
+.drawings{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(30rem,100%),1fr));
+  gap:1rem 1.2rem}
+.drawings.small{grid-template-columns:repeat(auto-fill,minmax(min(14rem,100%),1fr))}
+.drawings.wide{grid-template-columns:1fr}
+.drawings img{display:block;max-width:100%;height:auto;border-radius:4px}
+.drawings figcaption{margin-top:.25rem}
 """
 )

@@ -1,0 +1,205 @@
+"""COCO's average precision and recall, for boxes and masks, in memory. On the host.
+
+The evaluation itself is faster-coco-eval's (Apache-2.0), a compiled form of pycocotools' that gives
+the same numbers; here are only the conversion from our arrays and the names of the results.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxvision.errors import UserError
+from jaxvision.metrics.boxes import Found, Truth, box_area, field_of, read_pictures
+
+_AREAS = ("all", "small", "medium", "large")
+
+
+class CocoScores(NamedTuple):
+    """`summary`: COCO's 12 numbers by name; `per_class` float64 [k]: each class's AP.
+
+    AP is the mean over IoU 0.50, 0.55, … 0.95 and over classes, with 101 recall levels; AP50 and
+    AP75 are of one IoU; AP_small, AP_medium and AP_large are of objects of an area below 32 * 32
+    pixels, below 96 * 96, and beyond. AR_1, AR_10 and AR_100 are the largest recall with so many
+    detections a picture, AR_small and so on those of AR_100. All from 0 to 1; NaN (where
+    pycocotools says -1) without an object of that class or size.
+    """
+
+    summary: dict[str, float]
+    per_class: np.ndarray
+
+
+def coco_scores(
+    predictions: Sequence[Mapping[str, Any]],
+    targets: Sequence[Any],
+    class_names: Sequence[str],
+    iou_types: Sequence[str] = ("bbox",),
+    max_dets: Sequence[int] = (1, 10, 100),
+) -> dict[str, CocoScores]:
+    """Returns COCO's scores by kind of IoU: "bbox" for boxes, "segm" for masks.
+
+    Predictions and targets are as `jaxvision.metrics.boxes` says, one a picture. For "segm" both
+    need `masks`: bool [n, h, w], or COCO's run lengths, one an object. Difficult objects are
+    treated as COCO's crowds: they are not counted, and detections that lie on them are left out. An
+    object's area, by which it is small or large, is its target's `area` [m] where it has one, else
+    its mask's (where masks are compared), else its box's. The last of `max_dets` is the number of
+    detections a picture and class that AP takes.
+
+    >>> found = [{"boxes": [[0, 0, 40, 40]], "scores": [0.9], "labels": [0]}]
+    >>> there = [{"boxes": [[0, 0, 40, 45]], "labels": [0]}]
+    >>> scores = coco_scores(found, there, ["bag"])["bbox"]
+    >>> [round(scores.summary[name], 3) for name in ("AP", "AP50", "AP75", "AP_medium", "AR_1")]
+    [0.8, 1.0, 1.0, 0.8, 0.8]
+    """
+    unknown = set(iou_types) - {"bbox", "segm"}
+    if unknown or not iou_types:
+        raise ValueError(f'expected iou_types of "bbox" and "segm", got {list(iou_types)}')
+    if not max_dets or list(max_dets) != sorted(set(max_dets)) or min(max_dets) < 1:
+        raise ValueError(f"expected growing numbers of detections, got {list(max_dets)}")
+    found, truth = read_pictures(predictions, targets, len(class_names))
+    with_masks = "segm" in iou_types
+    objects = _objects(targets, truth, with_masks)
+    detections = _detections(predictions, found, with_masks)
+    return {
+        kind: _evaluate(len(found), objects, detections, kind, class_names, list(max_dets))
+        for kind in iou_types
+    }
+
+
+def _evaluate(
+    pictures: int,
+    objects: list[dict[str, Any]],
+    detections: list[dict[str, Any]],
+    kind: str,
+    class_names: Sequence[str],
+    max_dets: list[int],
+) -> CocoScores:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    sizes = _picture_sizes(pictures, objects, detections)
+    images = [{"id": i + 1, "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]
+    area = f"{kind}_area"  # a detection's own area is that of what is compared
+    sides = [
+        COCO({"images": images, "categories": categories, "annotations": annotations})
+        for annotations in (
+            [dict(row) for row in objects],
+            [{**row, "area": row[area]} for row in detections],
+        )
+    ]
+    evaluation = COCOeval_faster(*sides, iouType=kind)
+    evaluation.params.maxDets = max_dets
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = np.asarray(evaluation.eval["precision"])  # [iou, recall, class, area, max_dets]
+    recall = np.asarray(evaluation.eval["recall"])  # [iou, class, area, max_dets]
+    summary = {
+        "AP": _mean(precision[:, :, :, 0, -1]),
+        "AP50": _mean(precision[0, :, :, 0, -1]),
+        "AP75": _mean(precision[5, :, :, 0, -1]),
+    }
+    summary |= {f"AP_{_AREAS[a]}": _mean(precision[:, :, :, a, -1]) for a in (1, 2, 3)}
+    summary |= {f"AR_{n}": _mean(recall[:, :, 0, i]) for i, n in enumerate(max_dets)}
+    summary |= {f"AR_{_AREAS[a]}": _mean(recall[:, :, a, -1]) for a in (1, 2, 3)}
+    per_class = [_mean(precision[:, :, k, 0, -1]) for k in range(len(class_names))]
+    return CocoScores(summary, np.array(per_class))
+
+
+def _objects(
+    targets: Sequence[Any], truth: Sequence[Truth], with_masks: bool
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for i, (target, picture) in enumerate(zip(targets, truth, strict=True)):
+        where = f"the objects of picture {i}"
+        masks = _run_lengths(target, where, len(picture.labels)) if with_masks else None
+        areas = field_of(target, "area")
+        if areas is None:
+            areas = box_area(picture.boxes) if masks is None else _mask_areas(masks)
+        areas = np.asarray(areas, np.float64)
+        if areas.shape != picture.labels.shape:
+            raise UserError(f"{where}: expected {len(picture.labels)} areas, got {areas.shape}")
+        fields = {"iscrowd": picture.difficult.astype(int).tolist(), "area": areas.tolist()}
+        rows += _annotations(i, picture, masks, fields, start=len(rows))
+    return rows
+
+
+def _detections(
+    predictions: Sequence[Mapping[str, Any]], found: Sequence[Found], with_masks: bool
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for i, (prediction, picture) in enumerate(zip(predictions, found, strict=True)):
+        where = f"the predictions of picture {i}"
+        masks = _run_lengths(prediction, where, len(picture.labels)) if with_masks else None
+        fields = {"score": picture.scores.tolist(), "bbox_area": box_area(picture.boxes).tolist()}
+        if masks is not None:
+            fields["segm_area"] = _mask_areas(masks).tolist()
+        rows += _annotations(i, picture, masks, fields, start=len(rows))
+    return rows
+
+
+def _annotations(
+    index: int,
+    picture: Found | Truth,
+    masks: list[dict[str, Any]] | None,
+    fields: Mapping[str, list],
+    start: int,
+) -> list[dict[str, Any]]:
+    """Returns one annotation an object. Ids count from 1, because 0 means unmatched."""
+    sizes = np.clip(picture.boxes[:, 2:] - picture.boxes[:, :2], 0.0, None)
+    boxes = np.concatenate([picture.boxes[:, :2], sizes], axis=1).tolist()
+    rows = []
+    for j, (box, label) in enumerate(zip(boxes, picture.labels.tolist(), strict=True)):
+        row = {"id": start + j + 1, "image_id": index + 1, "category_id": label + 1, "bbox": box}
+        row |= {name: values[j] for name, values in fields.items()}
+        if masks is not None:
+            row["segmentation"] = masks[j]
+        rows.append(row)
+    return rows
+
+
+def _run_lengths(source: Any, where: str, count: int) -> list[dict[str, Any]]:
+    from pycocotools import mask
+
+    masks = field_of(source, "masks")
+    if masks is None and count:
+        raise UserError(f'{where}: expected masks, which the "segm" scores compare; got none')
+    if masks is None or not len(masks):
+        encoded = []
+    elif isinstance(masks[0], Mapping):
+        encoded = [dict(each) for each in masks]
+    else:
+        pixels = np.asarray(masks)
+        if pixels.ndim != 3 or pixels.dtype != bool:
+            raise UserError(
+                f"{where}: expected masks bool [n, h, w] or run lengths, got {pixels.dtype} "
+                f"{list(pixels.shape)}"
+            )
+        encoded = mask.encode(np.asfortranarray(pixels.transpose(1, 2, 0).astype(np.uint8)))
+    if len(encoded) != count:
+        raise UserError(f"{where}: expected {count} masks, got {len(encoded)}")
+    return encoded
+
+
+def _mask_areas(masks: list[dict[str, Any]]) -> np.ndarray:
+    from pycocotools import mask
+
+    return mask.area(masks).astype(np.float64) if masks else np.zeros(0)
+
+
+def _picture_sizes(pictures: int, *sides: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Returns each picture's (h, w) as its masks have it; all of a picture must agree."""
+    sizes: dict[int, tuple[int, int]] = {}
+    for row in (row for side in sides for row in side if "segmentation" in row):
+        size = tuple(row["segmentation"]["size"])
+        if sizes.setdefault(row["image_id"], size) != size:
+            raise UserError(
+                f"picture {row['image_id'] - 1}: expected masks of one size, got "
+                f"{sizes[row['image_id']]} and {size} (h, w)"
+            )
+    return [sizes.get(i + 1, (0, 0)) for i in range(pictures)]
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is defined: -1 marks a class, or a size, without objects."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else float("nan")
