@@ -1,5 +1,31 @@
 """Loss functions, and for each task the `loss_fn` that a train step calls."""
 
+from jaxvision.losses.boxes import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    smooth_l1,
+)
 from jaxvision.losses.classification import classification_loss, cross_entropy
+from jaxvision.losses.localization import (
+    box_regression_loss,
+    decode_picture_boxes,
+    localization_loss,
+    localization_metrics,
+)
+from jaxvision.losses.segmentation import pixel_cross_entropy, segmentation_loss
 
-__all__ = ["classification_loss", "cross_entropy"]
+__all__ = [
+    "box_regression_loss",
+    "classification_loss",
+    "complete_box_iou_loss",
+    "cross_entropy",
+    "decode_picture_boxes",
+    "distance_box_iou_loss",
+    "generalized_box_iou_loss",
+    "localization_loss",
+    "localization_metrics",
+    "pixel_cross_entropy",
+    "segmentation_loss",
+    "smooth_l1",
+]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxvision.ops import batch_norm, conv2d, normalize_by
+from jaxvision.ops import batch_norm, conv2d, conv_transpose2d, normalize_by
 
 Initializer = nn.initializers.Initializer
 
@@ -37,6 +37,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     groups: int = 1
+    dilation: int = 1
     use_bias: bool = True
     kernel_init: Initializer | None = None
     bias_init: Initializer | None = None
@@ -53,6 +54,46 @@ class Conv(nn.Module):
             (self.stride, self.stride),
             (self.padding, self.padding),
             self.groups,
+            (self.dilation, self.dilation),
+        )
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init or init, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return y
+
+
+class ConvTranspose(nn.Module):
+    """torch's ConvTranspose2d on NHWC: `kernel` [fh, fw, k, c], `bias` [k].
+
+    The kernel is that of the convolution it transposes, with its input channels last (see
+    `conv_transpose2d`): torch's weight is converted as a Conv2d's, and so is torch's draw of it.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    stride: int = 1
+    padding: int = 0
+    output_padding: int = 0
+    groups: int = 1
+    dilation: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
+        shape = (*self.kernel_size, self.features // self.groups, x.shape[-1])
+        init = fan_in_uniform(math.prod(shape[:-1]))  # torch's fan-in is of the outputs here
+        kernel = self.param("kernel", self.kernel_init or init, shape, jnp.float32)
+        y = conv_transpose2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride, self.stride),
+            (self.padding, self.padding),
+            (self.output_padding, self.output_padding),
+            self.groups,
+            (self.dilation, self.dilation),
         )
         if self.use_bias:
             bias = self.param("bias", self.bias_init or init, (self.features,), jnp.float32)
@@ -121,6 +162,33 @@ class BatchNorm(nn.Module):
         mean.value = (1 - new) * mean.value + new * batch_mean
         var.value = (1 - new) * var.value + new * unbiased
         return y
+
+
+class ConvNormRelu(nn.Module):
+    """A convolution that keeps the size, without bias, then BatchNorm and ReLU.
+
+    Numbered as in a torch Sequential, in which the convolution is number `first`.
+    """
+
+    features: int
+    kernel_size: int = 3
+    dilation: int = 1
+    first: int = 0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w k"]:
+        conv = Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            padding=self.dilation * (self.kernel_size // 2),
+            dilation=self.dilation,
+            use_bias=False,
+            dtype=self.dtype,
+            name=str(self.first),
+        )
+        norm = BatchNorm(dtype=self.dtype, name=str(self.first + 1))
+        return nn.relu(norm(conv(x), train=train))
 
 
 class Head(nn.Module):

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxvision.models.layers import BatchNorm, Conv, Dense, kaiming_normal_fan_out
-from jaxvision.ops import max_pool
+from jaxvision.ops import global_avg_pool, max_pool
 
 
 class Downsample(nn.Module):
@@ -36,12 +36,15 @@ class BasicBlock(nn.Module):
     stride: int = 1
     groups: int = 1
     width_per_group: int = 64
+    dilation: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 k"]:
-        if self.groups != 1 or self.width_per_group != 64:
-            raise ValueError("a basic block has groups=1 and width_per_group=64; use a bottleneck")
+        if self.groups != 1 or self.width_per_group != 64 or self.dilation != 1:
+            raise ValueError(
+                "a basic block has groups=1, width_per_group=64 and no dilation; use a bottleneck"
+            )
         conv, norm = partial(_conv, dtype=self.dtype), partial(BatchNorm, dtype=self.dtype)
         y = conv(self.features, 3, self.stride, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y, train=train))
@@ -53,12 +56,13 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 reduce, 3x3 (carries the stride and the groups), 1x1 expand, plus the shortcut."""
+    """1x1 reduce, 3x3 (carries stride, groups and dilation), 1x1 expand, plus the shortcut."""
 
     features: int
     stride: int = 1
     groups: int = 1
     width_per_group: int = 64
+    dilation: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -66,7 +70,10 @@ class Bottleneck(nn.Module):
         conv, norm = partial(_conv, dtype=self.dtype), partial(BatchNorm, dtype=self.dtype)
         width = self.features * self.width_per_group // 64 * self.groups
         y = nn.relu(norm(name="bn1")(conv(width, 1, name="conv1")(x), train=train))
-        y = conv(width, 3, self.stride, groups=self.groups, name="conv2")(y)
+        conv2 = conv(
+            width, 3, self.stride, groups=self.groups, dilation=self.dilation, name="conv2"
+        )
+        y = conv2(y)
         y = nn.relu(norm(name="bn2")(y, train=train))
         y = norm(name="bn3")(conv(4 * self.features, 1, name="conv3")(y), train=train)
         if x.shape != y.shape:
@@ -76,7 +83,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width; the first carries the stride."""
+    """Blocks of one width; the first carries the stride, and has a dilation of its own."""
 
     block: type[BasicBlock] | type[Bottleneck]
     num_blocks: int
@@ -84,6 +91,8 @@ class Stage(nn.Module):
     stride: int
     groups: int
     width_per_group: int
+    first_dilation: int = 1
+    dilation: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -94,6 +103,7 @@ class Stage(nn.Module):
                 self.stride if i == 0 else 1,
                 self.groups,
                 self.width_per_group,
+                self.first_dilation if i == 0 else self.dilation,
                 self.dtype,
                 name=str(i),
             )
@@ -107,7 +117,10 @@ class ResNet(nn.Module):
     `num_classes=0` returns the pooled features [b, c] in front of the head, and `features_only` the
     output of each stage, {"layer1": [b, h/4, w/4, c], … "layer4": [b, h/32, w/32, 8 c]} (sizes
     rounded up), for detectors. `stem="small"` is the 3x3 stem without pooling for pictures such as
-    CIFAR's (the paper's section 4.2). `width` is the first stage's.
+    CIFAR's (the paper's section 4.2). `width` is the first stage's. Where
+    `replace_stride_with_dilation` is True for layer2, layer3 or layer4, that stage keeps its
+    input's size, and the kernels behind it are spread out to see as far as with the stride
+    (arXiv:1511.07122), as segmentation wants it; networks of bottlenecks only.
     """
 
     block: type[BasicBlock] | type[Bottleneck]
@@ -118,6 +131,7 @@ class ResNet(nn.Module):
     stem: Literal["imagenet", "small"] = "imagenet"
     width: int = 64
     features_only: bool = False
+    replace_stride_with_dilation: tuple[bool, bool, bool] = (False, False, False)
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -130,34 +144,41 @@ class ResNet(nn.Module):
         x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train=train))
         if self.stem == "imagenet":
             x = max_pool(x, 3, stride=2, padding=1)
-        stages = {}
+        stages, dilation = {}, 1
+        dilated = (False, *self.replace_stride_with_dilation)
         for i, num_blocks in enumerate(self.stage_sizes):
             name = f"layer{i + 1}"
+            # The first block still sees the map that its stage's stride would have halved.
+            first_dilation = dilation
+            dilation *= 2 if dilated[i] else 1
             stage = Stage(
                 self.block,
                 num_blocks,
                 self.width * 2**i,
-                1 if i == 0 else 2,
+                1 if i == 0 or dilated[i] else 2,
                 self.groups,
                 self.width_per_group,
+                first_dilation,
+                dilation,
                 self.dtype,
                 name=name,
             )
             x = stages[name] = stage(x, train=train)
         if self.features_only:
             return stages
-        x = x.mean(axis=(1, 2))
+        x = global_avg_pool(x)
         if not self.num_classes:
             return x
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
 
-def _conv(features: int, kernel: int, stride: int = 1, **options) -> Conv:
+def _conv(features: int, kernel: int, stride: int = 1, dilation: int = 1, **options) -> Conv:
     return Conv(
         features,
         (kernel, kernel),
         stride=stride,
-        padding=kernel // 2,
+        padding=dilation * (kernel // 2),
+        dilation=dilation,
         use_bias=False,
         kernel_init=kaiming_normal_fan_out,
         **options,

@@ -2,19 +2,45 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxvision.errors import UserError
-from jaxvision.models import resnet, vgg
+from jaxvision.models import deeplab, fcn, resnet, vgg
 from jaxvision.models.alexnet import AlexNet
+from jaxvision.models.encoder_decoder import EncoderDecoder
 from jaxvision.models.lenet import LeNet
+from jaxvision.models.localizer import Localizer
 from jaxvision.models.mlp import MLP
+from jaxvision.models.segnet import SegNet
+
+
+def localizer(
+    num_classes: int = 10,
+    backbone: str = "resnet18",
+    backbone_options: Mapping[str, Any] | None = None,
+    grid: int = 7,
+    box_features: int = 64,
+    dtype: DTypeLike = jnp.float32,
+) -> Localizer:
+    """Returns a `Localizer` on the model called `backbone`: any that has `features_only`."""
+    options = {**(backbone_options or {}), "features_only": True, "dtype": dtype}
+    return Localizer(get_model(backbone, **options), num_classes, grid, box_features, dtype)
+
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "alexnet": AlexNet,
+    "deeplabv3_resnet50": deeplab.deeplabv3_resnet50,
+    "deeplabv3_resnet101": deeplab.deeplabv3_resnet101,
+    "encoder_decoder": EncoderDecoder,
+    "fcn_resnet50": fcn.fcn_resnet50,
+    "fcn_resnet101": fcn.fcn_resnet101,
     "lenet": LeNet,
+    "localizer": localizer,
     "mlp": MLP,
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
@@ -24,6 +50,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_32x4d": resnet.resnext50_32x4d,
     "resnext101_32x8d": resnet.resnext101_32x8d,
     "resnext101_64x4d": resnet.resnext101_64x4d,
+    "segnet": SegNet,
     "vgg11": vgg.vgg11,
     "vgg11_bn": vgg.vgg11_bn,
     "vgg13": vgg.vgg13,

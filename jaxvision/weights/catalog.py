@@ -12,15 +12,26 @@ from types import MappingProxyType
 from jaxvision.errors import UserError
 
 URL = "https://download.pytorch.org/models/"
+IMAGENET, COCO_AS_VOC = "ImageNet-1K", "COCO-val2017-VOC-labels"
+"""What the published metrics were measured on: ImageNet's validation set, and COCO's of 2017 with
+the classes that VOC has too."""
+
+VOC_SEGMENTATION_CLASSES = (
+    *("__background__", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
+)
+"""The names of a segmentation network's classes, by label."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """What a network expects of a picture, in this order: resize its shorter side to `resize_size`
-    pixels, crop the centre to a square of `crop_size`, scale to [0, 1], (x - mean) / std."""
+    pixels, crop the centre to a square of `crop_size` (None: leave it whole), scale to [0, 1],
+    (x - mean) / std."""
 
     resize_size: int = 256
-    crop_size: int = 224
+    crop_size: int | None = 224
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
@@ -31,9 +42,10 @@ class Preprocessing:
 class Weights:
     """One published file of weights of `model`, and what must be known to use it.
 
-    `sha256_prefix` is the beginning of the file's sha256, in hex. `metrics` has "acc@1" and "acc@5"
-    in per cent on ImageNet-1K's validation set; it and `class_names` are empty for weights that
-    cannot classify. `num_params` counts the parameters, without the statistics of BatchNorm.
+    `sha256_prefix` is the beginning of the file's sha256, in hex. `metrics` are in per cent, on
+    `data`: "acc@1" and "acc@5" of classifiers, "miou" and "pixel_acc" of segmentation; it and
+    `class_names` are empty for weights that cannot classify. `num_params` counts the parameters,
+    without the statistics of BatchNorm.
     """
 
     model: str
@@ -43,6 +55,7 @@ class Weights:
     num_params: int
     preprocessing: Preprocessing
     metrics: Mapping[str, float] = field(hash=False)
+    data: str = IMAGENET
 
     @property
     def file_name(self) -> str:
@@ -50,7 +63,9 @@ class Weights:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return imagenet_classes() if self.metrics else ()
+        if not self.metrics:
+            return ()
+        return imagenet_classes() if self.data == IMAGENET else VOC_SEGMENTATION_CLASSES
 
 
 @functools.cache
@@ -75,7 +90,7 @@ def find_weights(model: str, name: str = "DEFAULT") -> Weights:
         )
     known = CATALOG[model]
     if name == "DEFAULT":
-        return known[max(n for n in known if n.startswith("IMAGENET1K_V"))]
+        return known[max(name for name, weights in known.items() if weights.metrics)]
     if name not in known:
         raise UserError(
             f"no weights {name!r} are published for {model}; there are {', '.join(known)} and "
@@ -117,6 +132,15 @@ _PUBLISHED = (
     ("wide_resnet101_2", "wide_resnet101_2-d733dc28.pth", 126_886_696, _V2, 82.51, 96.02),
 )
 
+_SEGMENTATION = Preprocessing(resize_size=520, crop_size=None)
+# Model, file, parameters, mean IoU, share of the pixels that are right.
+_PUBLISHED_FOR_SEGMENTATION = (
+    ("fcn_resnet50", "fcn_resnet50_coco-1167a1af.pth", 35_322_218, 60.5, 91.4),
+    ("fcn_resnet101", "fcn_resnet101_coco-7ecb50ca.pth", 54_314_346, 63.7, 91.9),
+    ("deeplabv3_resnet50", "deeplabv3_resnet50_coco-cd0a2569.pth", 42_004_074, 66.4, 92.4),
+    ("deeplabv3_resnet101", "deeplabv3_resnet101_coco-586e9e4e.pth", 60_996_202, 67.4, 92.4),
+)
+
 
 def _catalog() -> dict[str, dict[str, Weights]]:
     catalog: dict[str, dict[str, Weights]] = {}
@@ -128,15 +152,20 @@ def _catalog() -> dict[str, dict[str, Weights]]:
         num_params: int,
         preprocessing: Preprocessing,
         metrics: dict[str, float],
+        data: str = IMAGENET,
     ) -> None:
         digest = file.removesuffix(".pth").rpartition("-")[2]
+        measured = MappingProxyType(metrics)
         catalog.setdefault(model, {})[name] = Weights(
-            model, name, URL + file, digest, num_params, preprocessing, MappingProxyType(metrics)
+            model, name, URL + file, digest, num_params, preprocessing, measured, data
         )
 
     for model, file, num_params, preprocessing, top1, top5 in _PUBLISHED:
         name = f"IMAGENET1K_V{len(catalog.get(model, ())) + 1}"
         add(model, name, file, num_params, preprocessing, {"acc@1": top1, "acc@5": top5})
+    for model, file, num_params, miou, accuracy in _PUBLISHED_FOR_SEGMENTATION:
+        name, metrics = "COCO_WITH_VOC_LABELS_V1", {"miou": miou, "pixel_acc": accuracy}
+        add(model, name, file, num_params, _SEGMENTATION, metrics, COCO_AS_VOC)
     # Of the SSD detector's backbone: only `features` has values, the classifier's are NaN.
     features = "vgg16_features-amdegroot-88682ab5.pth"
     add("vgg16", "IMAGENET1K_FEATURES", features, 138_357_544, _CAFFE, {})

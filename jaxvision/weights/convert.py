@@ -94,7 +94,8 @@ def to_torch(name: str, variables: Variables, **options: Any) -> dict[str, np.nd
 def count_classes(name: str, state_dict: Mapping[str, Any]) -> int | None:
     """Returns how many classes a state_dict's head tells apart, None if it has no such head."""
     weight = state_dict.get(f"{find_rules(name).head}.weight")
-    return None if weight is None or np.ndim(weight) != 2 else np.shape(weight)[0]
+    # Of a dense layer, or of a convolution that classifies every pixel.
+    return None if weight is None or np.ndim(weight) not in (2, 4) else np.shape(weight)[0]
 
 
 def template_leaves(name: str, **options: Any) -> list[Leaf]:

@@ -17,7 +17,7 @@ from jaxvision.errors import UserError
 from jaxvision.models import get_model
 from jaxvision.weights.catalog import CATALOG, find_weights
 from jaxvision.weights.convert import count_classes, from_torch, template_leaves
-from jaxvision.weights.rules import INPUT_SHAPE, find_rules
+from jaxvision.weights.rules import INPUT_SHAPE, Rules, find_rules
 from jaxvision.weights.torch_file import read_torch
 
 CACHE_VARIABLE = "JAXVISION_WEIGHTS"
@@ -44,8 +44,9 @@ def load_weights(
     and is checked against the hash in its name. `key` is `read_torch`'s.
 
     With another `num_classes` than the file's, the head is a fresh one, drawn with `seed`, and all
-    else is kept; with `features_only=True` or `num_classes=0` what those models lack is left out.
-    Either is said in one printed line. Otherwise every tensor must be used, as in `from_torch`.
+    else is kept; with `features_only=True`, `num_classes=0` or `aux_loss=False` what those models
+    lack is left out. Either is said in one printed line. Otherwise every tensor must be used, as in
+    `from_torch`.
 
     >>> variables = load_weights("resnet18", "DEFAULT", num_classes=2)  # doctest: +SKIP
     resnet18: fresh head for 2 classes (the file has 1000); all else is from resnet18-f37072fd.pth
@@ -54,7 +55,7 @@ def load_weights(
     path = _find_file(name, weights, cache_dir, progress)
     state_dict = read_torch(path, key=key)
     try:
-        variables = _fit(name, rules.head, state_dict, num_classes, seed, path.name, options)
+        variables = _fit(name, rules, state_dict, num_classes, seed, path.name, options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     broken = [where for where, leaf in _flat(variables) if not _finite(leaf)]
@@ -66,7 +67,7 @@ def load_weights(
 
 def _fit(
     name: str,
-    head: str,
+    rules: Rules,
     state_dict: Mapping[str, np.ndarray],
     num_classes: int | None,
     seed: int,
@@ -76,20 +77,18 @@ def _fit(
     in_file = count_classes(name, state_dict)
     if num_classes is not None:
         options = {**options, "num_classes": num_classes}
-    wanted = template_leaves(name, **options)
-    has_head = any(leaf.torch_name == f"{head}.weight" for leaf in wanted)
     if in_file is None:
         return from_torch(name, state_dict, **options)
-    if not has_head:
-        names = {leaf.torch_name for leaf in wanted}
+    wanted = {leaf.torch_name: leaf.torch_shape for leaf in template_leaves(name, **options)}
+    heads = [head for head in rules.heads if f"{head}.weight" in wanted]
+    if any(f"{head}.weight" in state_dict for head in rules.heads if head not in heads):
         # All of the file must fit the whole model, so that nothing else goes unnoticed.
-        full = {k: v for k, v in options.items() if k != "features_only"}
+        full = {k: v for k, v in options.items() if k not in ("features_only", "aux_loss")}
         from_torch(name, state_dict, **{**full, "num_classes": in_file})
-        dropped = [tensor for tensor in state_dict if tensor not in names]
+        dropped = [tensor for tensor in state_dict if tensor not in wanted]
         print(f"{name}: left out of {file}: {', '.join(dropped)}")
-        kept = {tensor: state_dict[tensor] for tensor in state_dict if tensor in names}
-        return from_torch(name, kept, **options)
-    (expected,) = (leaf.torch_shape[0] for leaf in wanted if leaf.torch_name == f"{head}.weight")
+        state_dict = {tensor: state_dict[tensor] for tensor in state_dict if tensor in wanted}
+    expected = wanted[f"{heads[0]}.weight"][0] if heads else in_file
     if in_file == expected:
         return from_torch(name, state_dict, **options)
     if num_classes is None:
@@ -98,11 +97,12 @@ def _fit(
             f"keep its head, or num_classes={expected} for a fresh one"
         )
     variables = from_torch(name, state_dict, **{**options, "num_classes": in_file})
-    *parents, last = head.split(".")
-    node = variables["params"]
-    for parent in parents:
-        node = node[parent]
-    node[last] = _fresh_head(name, head, seed, options)
+    for head in heads:
+        *parents, last = head.split(".")
+        node = variables["params"]
+        for parent in parents:
+            node = node[parent]
+        node[last] = _fresh_head(name, head, seed, options)
     print(
         f"{name}: fresh head for {num_classes} classes (the file has {in_file}); all else is from "
         f"{file}"

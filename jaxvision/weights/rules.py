@@ -14,12 +14,19 @@ from jaxvision.errors import UserError
 
 @dataclass(frozen=True)
 class Rules:
-    """What conversion must know of a family: `head` is the last dense layer, under torch's name."""
+    """What conversion must know of a family, under torch's names: `head` is the layer that tells
+    the classes apart, `aux_head` another one, which only the loss in training looks at."""
 
     head: str
+    aux_head: str | None = None
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return (self.head,) if self.aux_head is None else (self.head, self.aux_head)
 
 
 _RESNET, _SEQUENTIAL = Rules(head="fc"), Rules(head="classifier.6")
+_SEGMENTER = Rules(head="classifier.4", aux_head="aux_classifier.4")
 RULES: dict[str, Rules] = {
     "alexnet": _SEQUENTIAL,
     **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), _SEQUENTIAL),
@@ -27,6 +34,8 @@ RULES: dict[str, Rules] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _RESNET),
     **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"), _RESNET),
     **dict.fromkeys(("wide_resnet50_2", "wide_resnet101_2"), _RESNET),
+    **dict.fromkeys(("fcn_resnet50", "fcn_resnet101"), _SEGMENTER),
+    **dict.fromkeys(("deeplabv3_resnet50", "deeplabv3_resnet101"), _SEGMENTER),
 }
 
 INPUT_SHAPE = (1, 224, 224, 3)
@@ -94,7 +103,9 @@ TORCH_NAMES: dict[str, dict[str, str]] = {
 _KERNEL_AXES: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
     # dimensions: (from torch, to torch)
     2: ((1, 0), (1, 0)),  # [k, c] <-> [c, k]
-    4: ((2, 3, 1, 0), (3, 2, 0, 1)),  # OIHW <-> HWIO
+    # OIHW <-> HWIO. A ConvTranspose2d's IOHW too: our kernel is that of the convolution which it
+    # transposes, so that its inputs come last as a convolution's outputs do, and nothing is flipped.
+    4: ((2, 3, 1, 0), (3, 2, 0, 1)),
 }
 
 

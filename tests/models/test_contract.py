@@ -18,7 +18,13 @@ from jaxvision.train import create_state, make_train_step
 
 MODELS = {  # parameters with the default options, [h, w, c] of a picture, other options to try
     "alexnet": (61_100_840, (64, 64, 3), {"dropout": 0.2}),
+    "deeplabv3_resnet50": (42_004_074, (32, 32, 3), {"width": 16}),
+    "deeplabv3_resnet101": (60_996_202, (32, 32, 3), {"aux_loss": False}),
+    "encoder_decoder": (439_787, (32, 32, 3), {"widths": [8, 16], "upsampling": "unet"}),
+    "fcn_resnet50": (35_322_218, (32, 32, 3), {"width": 16}),
+    "fcn_resnet101": (54_314_346, (32, 32, 3), {"aux_loss": False}),
     "lenet": (44_426, (28, 28, 1), {"features": [4, 8, 8], "kernel_sizes": [3, 3, 3]}),
+    "localizer": (11_227_086, (32, 32, 3), {"backbone_options": {"width": 16}, "grid": 3}),
     "mlp": (669_706, (28, 28, 1), {"hidden": [32, 16, 8]}),
     "resnet18": (11_689_512, (32, 32, 3), {"stem": "small"}),
     "resnet34": (21_797_672, (32, 32, 3), {"width": 16}),
@@ -28,6 +34,7 @@ MODELS = {  # parameters with the default options, [h, w, c] of a picture, other
     "resnext50_32x4d": (25_028_904, (32, 32, 3), {"width": 16}),
     "resnext101_32x8d": (88_791_336, (32, 32, 3), {"width": 16}),
     "resnext101_64x4d": (83_455_272, (32, 32, 3), {"width": 16}),
+    "segnet": (29_447_189, (32, 32, 3), {"widths": [8, 16], "stage_sizes": [1, 2]}),
     "vgg11": (132_863_336, (32, 32, 3), {"hidden": 32}),
     "vgg11_bn": (132_868_840, (32, 32, 3), {"widths": [8, 8, 8, 8, 16]}),
     "vgg13": (133_047_848, (32, 32, 3), {"hidden": 32}),
@@ -39,15 +46,18 @@ MODELS = {  # parameters with the default options, [h, w, c] of a picture, other
     "wide_resnet50_2": (68_883_240, (32, 32, 3), {"width": 16}),
     "wide_resnet101_2": (126_886_696, (32, 32, 3), {"width": 16}),
 }
+SHALLOW = {"stage_sizes": (2, 1, 1), "stem": "small", "num_classes": 10}  # a block with a shortcut
 TINY = {  # one of each kind, small enough to be run and not only traced
     "lenet": {},
     "mlp": {},
-    "resnet18": {"width": 8, "stem": "small", "num_classes": 10},
-    "resnet50": {"width": 8, "stem": "small", "num_classes": 10},
-    "resnext50_32x4d": {"width": 16, "stem": "small", "num_classes": 10},
+    "resnet18": {"width": 8, **SHALLOW},
+    "resnet50": {"width": 8, **SHALLOW},
+    "resnext50_32x4d": {"width": 16, **SHALLOW},
     "vgg11": {"widths": (8, 8, 16, 16, 16), "hidden": 256, "dropout": 0.0, "num_classes": 10},
     "vgg11_bn": {"widths": (8, 8, 16, 16, 16), "hidden": 256, "dropout": 0.0, "num_classes": 10},
 }
+
+SEGMENTERS = {n for n in MODELS if n.startswith(("deeplab", "fcn"))} | {"encoder_decoder", "segnet"}
 
 every_model = pytest.mark.parametrize("name", list_models())
 every_kind = pytest.mark.parametrize("name", TINY)
@@ -62,6 +72,16 @@ def made(name):
 
 def shapes(name, **options):
     return jax.eval_shape(get_model(name, **options).init, jax.random.key(0), pictures(name, 1))
+
+
+def logits_of(outputs):
+    """The model's main output: of segmentation there is one more, of localisation a box."""
+    return outputs.get("out", outputs.get("logits")) if isinstance(outputs, dict) else outputs
+
+
+def logits_shape(name, size, num_classes):
+    pixels = MODELS[name][1][:2] if name in SEGMENTERS else ()
+    return (size, *pixels, num_classes)
 
 
 def pictures(name, size, seed=0):
@@ -93,10 +113,11 @@ def test_parameter_count_and_dtype(name):
 @pytest.mark.parametrize("num_classes", [2, 10])
 def test_output_shape(name, num_classes):
     model = get_model(name, num_classes=num_classes)
-    logits, _ = jax.eval_shape(
+    outputs, _ = jax.eval_shape(
         lambda key, x: model.init_with_output(key, x), jax.random.key(0), pictures(name, 3)
     )
-    assert (logits.shape, logits.dtype) == ((3, num_classes), jnp.float32)
+    logits = logits_of(outputs)
+    assert (logits.shape, logits.dtype) == (logits_shape(name, 3, num_classes), jnp.float32)
 
 
 @every_kind
@@ -197,8 +218,9 @@ def test_options_from_json_build_the_same_module(name):
     written = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     assert read == get_model(name, **written)
     hash(read)  # jit needs it of a static argument, and a list has none
-    logits, _ = jax.eval_shape(read.init_with_output, jax.random.key(0), pictures(name, 2))
-    assert (logits.shape, logits.dtype) == ((2, 7), jnp.bfloat16)
+    outputs, _ = jax.eval_shape(read.init_with_output, jax.random.key(0), pictures(name, 2))
+    logits = logits_of(outputs)
+    assert (logits.shape, logits.dtype) == (logits_shape(name, 2, 7), jnp.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +253,7 @@ def test_the_head_alone_on_features_gives_the_networks_logits(name):
 
 
 def test_unknown_names_and_options():
-    with pytest.raises(UserError, match=r"unknown model 'lennet'; did you mean lenet or alexnet\?"):
+    with pytest.raises(UserError, match=r"unknown model 'lennet'; did you mean lenet or alexnet"):
         get_model("lennet")
     with pytest.raises(UserError, match=r"unknown model 'zzz'; known: .*lenet.*mlp"):
         get_model("zzz")

@@ -12,7 +12,7 @@ from jaxvision.weights.convert import template_leaves
 
 from .torchvision_cpu import torchvision
 
-QUICK = ("alexnet", "resnet18", "resnet50", "resnext50_32x4d", "vgg11_bn", "vgg16")
+QUICK = ("alexnet", "fcn_resnet50", "resnet18", "resnet50", "resnext50_32x4d", "vgg11_bn", "vgg16")
 SMALL = ("resnet18", "resnext50_32x4d")
 
 
@@ -22,8 +22,11 @@ def slow_but(names):
 
 
 def torchvision_model(name, device="cpu"):
+    options = {}
+    if name.startswith(("deeplab", "fcn")):  # or its backbone would be downloaded
+        options = {"weights_backbone": None, "aux_loss": True}
     with torch.device(device):
-        return torchvision.models.get_model(name)
+        return torchvision.models.get_model(name, **options)
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK))
@@ -77,11 +80,14 @@ def test_the_catalog_is_torchvisions(name):
         assert ours.url == theirs.url
         assert ours.num_params == theirs.meta["num_params"]
         assert ours.class_names == tuple(theirs.meta.get("categories") or ())
-        metrics = theirs.meta["_metrics"]["ImageNet-1K"]
+        metrics = theirs.meta["_metrics"][ours.data]
         assert ours.metrics == {k: v for k, v in metrics.items() if not math.isnan(v)}
         preprocessing = ours.preprocessing
         assert [preprocessing.resize_size] == presets.resize_size
-        assert [preprocessing.crop_size] == presets.crop_size
+        if preprocessing.crop_size is None:
+            assert not hasattr(presets, "crop_size")
+        else:
+            assert [preprocessing.crop_size] == presets.crop_size
         assert list(preprocessing.mean) == presets.mean
         assert list(preprocessing.std) == presets.std
         assert preprocessing.interpolation == presets.interpolation.value

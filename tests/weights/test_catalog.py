@@ -22,9 +22,8 @@ def test_every_model_has_weights():
 
 def test_the_default_is_the_best():
     for model in CATALOG:
-        best = max(
-            (w for w in CATALOG[model].values() if w.metrics), key=lambda w: w.metrics["acc@1"]
-        )
+        rated = [w for w in CATALOG[model].values() if w.metrics]
+        best = max(rated, key=lambda w: next(iter(w.metrics.values())))
         assert find_weights(model) is best
 
 
@@ -40,6 +39,15 @@ def test_classes():
     assert len(set(names)) == len(names) == 1000
     assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")
     assert find_weights("resnet18").class_names == names
+
+
+def test_segmentation_weights_keep_the_whole_picture_and_have_the_classes_of_voc():
+    weights = find_weights("fcn_resnet50")
+    assert weights.name == "COCO_WITH_VOC_LABELS_V1"
+    assert len(weights.class_names) == 21
+    assert (weights.class_names[0], weights.class_names[15]) == ("__background__", "person")
+    assert weights.metrics == {"miou": 60.5, "pixel_acc": 91.4}
+    assert (weights.preprocessing.resize_size, weights.preprocessing.crop_size) == (520, None)
 
 
 def test_what_is_not_known_is_said():

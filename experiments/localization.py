@@ -1,0 +1,228 @@
+"""Localisation: what the one garment in a picture is, and where, by one network with two heads.
+
+    python experiments/localization.py
+
+Classification and box regression share a small ResNet; the loss is their sum. The scenes are those
+of garment_scenes with a single garment each, at half their size (64 x 64). Of the test scenes, the
+accuracy, the mean IoU of the boxes, and the top-1 localisation error are printed: the share of the
+scenes in which the class is wrong, or the IoU below 0.5. The target is an accuracy of at least 0.80
+and a mean IoU of at least 0.74. Any backbone that returns its stages will do:
+
+    python experiments/localization.py --backbone vgg11_bn --width None --stem None --full-size
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from training import Training, falling_rate, milliseconds_a_step, train
+
+from jaxvision.data.detection import DetectionDataset, Objects
+from jaxvision.data.detection_batches import DetectionBatches
+from jaxvision.data.detection_sources import load_detection
+from jaxvision.errors import exit_on_user_error
+from jaxvision.losses import decode_picture_boxes, localization_loss
+from jaxvision.losses.localization import BoxLoss
+from jaxvision.ops import normalize_images
+from jaxvision.report import read_records
+from jaxvision.report.detection import write_detection_report
+from jaxvision.train import TrainState, evaluate, make_eval_step
+from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.train.optim import adam
+from jaxvision.train.resident import ResidentData
+from jaxvision.train.run import Run, enable_compilation_cache, read_config
+
+MEAN, STD = 0.5, 0.25
+EVAL_BATCH = 100
+SHOWN = 500
+"""Test pictures that the report is made of."""
+
+
+@dataclass(frozen=True)
+class Config:
+    backbone: str = "resnet18"
+    """A model that has `features_only`."""
+    stem: Literal["imagenet", "small"] | None = "imagenet"
+    """Of a resnet: small keeps the picture's size, imagenet quarters it."""
+    width: int | None = 24
+    """Of a resnet's first stage."""
+    grid: int = 8
+    """The box is read off the last map in so many cells a side."""
+    box_features: int = 32
+    """Numbers of each cell."""
+    box_loss: BoxLoss = "giou"
+    """smooth_l1 on the deltas, or 1 - generalised IoU of the boxes."""
+    box_weight: float = 1.0
+    """Of the box loss, in the sum with the cross-entropy."""
+    num_train: int = 20_000
+    """Training scenes."""
+    num_val: int = 500
+    num_test: int = 2000
+    epochs: int = 4
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    """Of Adam; it falls to 0 along a half cosine."""
+    full_size: bool = False
+    """Scenes of 128 x 128, as they are."""
+    seed: int = 0
+    data: Literal["auto", "full", "embedded"] = "auto"
+    """The pictures of garments: full, 60,000; embedded, the 11,000 in the package."""
+    source: Path | None = None
+    """A folder with Fashion-MNIST's four IDX files; else Debian's package, else a download."""
+    data_dir: Path | None = None
+    """Where prepared data sets are kept."""
+    run_dir: Path | None = None
+    """The run folder, by default runs/localization/<time>."""
+    resume: bool = False
+    """Go on with the run in --run-dir, or with the newest one."""
+    log_every: int | None = None
+    """Log every so many steps, by default about five times an epoch."""
+
+
+def main(config: Config) -> dict[str, float]:
+    counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+    splits = load_detection(
+        "garment_scenes",
+        garments=(1, 1),
+        counts=counts,
+        data=config.data,
+        source=config.source,
+        data_dir=config.data_dir,
+    )
+    if not config.full_size:
+        splits = {name: halved(dataset) for name, dataset in splits.items()}
+    training = make_training(config, splits)
+    log_every = config.log_every or max(1, training.batches.steps_per_epoch // 5)
+    with Run("localization", config, run_dir=config.run_dir, resume=config.resume) as run:
+        train(training, run, log_every=log_every)
+        result = report(config, training, splits["test"], run.path)
+    print(
+        f"test: accuracy {result['accuracy']:.4f}, mean IoU {result['iou']:.4f}, top-1 "
+        f"localisation error {result['localization_error']:.4f}"
+    )
+    return result
+
+
+def make_training(config: Config, splits: Mapping[str, DetectionDataset]) -> Training:
+    batches = DetectionBatches(splits["train"], config.batch_size, seed=config.seed, drop_last=True)
+    rate = falling_rate(config.learning_rate, config.epochs, batches)
+    of_backbone = {"stem": config.stem, "width": config.width}
+
+    def make_loss(model: nn.Module):
+        return localization_loss(
+            model,
+            mean=MEAN,
+            std=STD,
+            box_loss=config.box_loss,
+            box_weight=config.box_weight,
+        )
+
+    return Training(
+        model="localizer",
+        options={
+            "num_classes": len(splits["train"].class_names),
+            "backbone": config.backbone,
+            "backbone_options": {k: v for k, v in of_backbone.items() if v is not None},
+            "grid": config.grid,
+            "box_features": config.box_features,
+        },
+        make_loss=make_loss,
+        make_evaluation=lambda model: evaluation_of(make_loss(model), splits["val"]),
+        batches=batches,
+        tx=adam(rate),
+        learning_rate=rate,
+        epochs=config.epochs,
+        seed=config.seed,
+        best="val/localization_error",
+        meta={"mean": MEAN, "std": STD},
+    )
+
+
+def halved(dataset: DetectionDataset) -> DetectionDataset:
+    """Returns the scenes at half their size: each pixel the mean of four, without the masks."""
+    n, h, w, c = dataset.images.shape
+    images = np.empty((n, h // 2, w // 2, c), np.uint8)
+    for first in range(0, n, 500):  # the pictures may be in a file larger than the memory
+        rows = slice(first, first + 500)
+        block = np.asarray(dataset.images[rows]).reshape(-1, h // 2, 2, w // 2, 2, c)
+        images[rows] = (block.sum(axis=(2, 4), dtype=np.uint16) + 2) // 4
+    objects = tuple(Objects(o.boxes / 2, o.labels, o.difficult) for o in dataset.objects)
+    return replace(dataset, images=images, objects=objects, masks=None)
+
+
+def evaluation_of(loss_fn, dataset: DetectionDataset) -> Callable[[TrainState], dict[str, float]]:
+    """Returns `state -> metrics` over the whole data set, which stays on the device."""
+    batches = DetectionBatches(dataset, min(EVAL_BATCH, len(dataset)), shuffle=False)
+    data = ResidentData(batches)
+    eval_step = make_eval_step(loss_fn, select=data.select)
+    return lambda state: evaluate(eval_step, state, data.epoch())
+
+
+def report(
+    config: Config, training: Training, test: DetectionDataset, run_dir: Path
+) -> dict[str, float]:
+    """Evaluates the best checkpoint on the test scenes; writes result.json and report.html."""
+    model, variables, meta = load_checkpoint(run_dir, "best")
+    variables = jax.device_put(variables)
+    state = TrainState(
+        jnp.int32(meta["step"]), variables["params"], variables.get("batch_stats", {}), ()
+    )
+    result = evaluation_of(training.make_loss(model), test)(state)
+    result |= {"step": meta["step"], "ms_per_step": milliseconds_a_step(run_dir, config.batch_size)}
+    (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    shown = test.subset(np.arange(min(SHOWN, len(test))))
+    path = write_detection_report(
+        run_dir,
+        title="Localisation of one garment",
+        config=read_config(run_dir),
+        records=read_records(run_dir / "metrics.jsonl"),
+        class_names=test.class_names,
+        predictions=localized(model, variables, shown),
+        targets=shown.objects,
+        image_at=shown.image,
+        score_threshold=0.0,
+        throughput={"ms_per_step": result["ms_per_step"]},
+        notes=[
+            f"Of all {len(test):,} test scenes: accuracy {result['accuracy']:.4f}, mean IoU "
+            f"{result['iou']:.4f}, top-1 localisation error {result['localization_error']:.4f} "
+            f"(the class is wrong, or the IoU is below 0.5). What follows is of the first "
+            f"{len(shown)}, by the best checkpoint, step {meta['step']:,}; one box a picture.",
+        ],
+    )
+    print(f"report: {path}")
+    return result
+
+
+def localized(model: nn.Module, variables: Any, dataset: DetectionDataset) -> list[dict[str, Any]]:
+    """Returns the one box of each picture, with its class and that one's probability."""
+    size = dataset.images.shape[1:3]
+
+    @jax.jit
+    def predict(variables, images):
+        outputs = model.apply(variables, normalize_images(images, MEAN, STD), train=False)
+        probabilities = jax.nn.softmax(outputs["logits"])
+        boxes = decode_picture_boxes(outputs["box_deltas"], size)
+        return boxes, probabilities.max(axis=1), probabilities.argmax(axis=1)
+
+    batches = DetectionBatches(dataset, min(EVAL_BATCH, len(dataset)), shuffle=False)
+    parts = [predict(variables, batches(step)["image"]) for step in range(batches.steps_per_epoch)]
+    boxes, scores, labels = (
+        np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(3)
+    )
+    return [
+        {"boxes": boxes[i : i + 1], "scores": scores[i : i + 1], "labels": labels[i : i + 1]}
+        for i in range(len(dataset))
+    ]
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        enable_compilation_cache()
+        main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,135 @@
+"""What experiments of any task do around the one train step and the one loop.
+
+The experiments beside this file choose the data, the model, the loss and the evaluation.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxvision.errors import UserError
+from jaxvision.models import get_model
+from jaxvision.report import read_records
+from jaxvision.train import TrainState, create_state, fit, make_train_step
+from jaxvision.train.checkpoint import CheckpointStore
+from jaxvision.train.log import RunLog
+from jaxvision.train.optim import LearningRate, Schedule, cosine_lr, warmup
+from jaxvision.train.resident import ResidentData
+from jaxvision.train.run import Run
+from jaxvision.types import LossFn
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network to train: `options` build `model`, and `make_loss` its loss function.
+
+    `batches` has no augmentation on the host: the pictures live on the device. `best` names the
+    metric that ranks checkpoints. `meta` goes into the checkpoint besides.
+    """
+
+    model: str
+    options: Mapping[str, Any]
+    make_loss: Callable[[nn.Module], LossFn]
+    make_evaluation: Callable[[nn.Module], Callable[[TrainState], Mapping[str, float]]]
+    batches: Any
+    tx: Any
+    learning_rate: LearningRate
+    epochs: int
+    seed: int
+    best: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train(training: Training, run: Run, *, log_every: int) -> None:
+    """Trains in `run`'s folder, from its last checkpoint where it has one.
+
+    Where a signal stopped the run, says how to resume it and exits with 128 + the signal's number,
+    as a shell expects.
+    """
+    batches, dataset = training.batches, training.batches.dataset
+    # Before anything is written: a model that does not fit the pictures is refused here.
+    model = get_model(training.model, **training.options)
+    input_shape = tuple(dataset.images.shape[1:])
+    blank = jnp.zeros((1, *input_shape), jnp.float32)
+    variables = jax.jit(model.init)(jax.random.key(training.seed), blank)
+    run.write_config(
+        data_source=dataset.source,
+        train_pictures=len(dataset),
+        class_names=list(dataset.class_names),
+    )
+    meta = {
+        "model": training.model,
+        "options": dict(training.options),
+        "input_shape": input_shape,
+        "class_names": list(dataset.class_names),
+        "dataset": dataset.name,
+        "source": dataset.source,
+        **training.meta,
+    }
+    data = ResidentData(batches)
+    train_step = make_train_step(
+        training.make_loss(model), training.tx, seed=training.seed, select=data.select
+    )
+    state = create_state(variables, training.tx)
+    rate = training.learning_rate
+    with CheckpointStore(run.path, best=training.best) as store:
+        if run.resumed and store.steps():
+            state = store.restore(like=state)
+        start, total = int(state.step), training.epochs * batches.steps_per_epoch
+        with RunLog(run.path, start_step=start, line=line) as log:
+            count = sum(x.size for x in jax.tree.leaves(state.params))
+            log.say(f"{training.model}: {count:,} parameters")
+            log.say(f"{len(dataset):,} pictures, {total:,} steps; run folder: {run.path}")
+            if start:
+                log.say(f"going on from step {start}")
+            result = fit(
+                state,
+                train_step,
+                data,
+                steps=total,
+                steps_per_epoch=batches.steps_per_epoch,
+                batch_size=batches.batch_size,
+                evaluate=training.make_evaluation(model),
+                schedule=rate if callable(rate) else None,
+                log=log,
+                store=store,
+                meta=meta,
+                log_every=log_every,
+            )
+    if result.stopped_by:
+        step = int(result.state.step)
+        print(f"stopped by {result.stopped_by.name} after step {step}, saved; go on with:")
+        print(f"  {run.resume_command()}")
+        raise SystemExit(128 + result.stopped_by)
+
+
+def falling_rate(learning_rate: float, epochs: int, batches: Any) -> Schedule:
+    """Returns Adam's rate: up from 0 over a twentieth of the steps, then down a half cosine."""
+    if epochs < 1:
+        raise UserError(f"expected at least 1 epoch, got {epochs}")
+    total = epochs * batches.steps_per_epoch
+    return warmup(cosine_lr(learning_rate, total_steps=total), steps=max(1, total // 20))
+
+
+def line(record: dict[str, Any]) -> str:
+    """What is shown of a record: every metric by its name."""
+    parts = [f"epoch {record['epoch']}  step {record['step']}"]
+    for name, value in record.items():
+        prefix, _, metric = name.partition("/")
+        if metric and metric != "grad_norm":
+            words = f"{'val ' if prefix == 'val' else ''}{metric.replace('_', ' ')}"
+            parts.append(f"{words} {value:.4g}")
+    return "  ".join(parts)
+
+
+def milliseconds_a_step(run_dir: Path, batch_size: int) -> float:
+    """Returns the median over the run's records, the first of which has the compilation in it."""
+    records = read_records(run_dir / "metrics.jsonl")
+    rates = [r["train/examples_per_second"] for r in records if "train/examples_per_second" in r]
+    return 1000 * batch_size / statistics.median(rates[1:] or rates)

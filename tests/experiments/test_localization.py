@@ -1,0 +1,88 @@
+"""experiments/localization.py end to end, tiny: files, going on, another backbone."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvision.errors import UserError
+from jaxvision.report import read_records
+from jaxvision.train.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def localization(experiment):
+    return experiment("localization")
+
+
+@pytest.fixture
+def config(localization, data_dir, tmp_path):
+    return localization.Config(
+        stem="imagenet",
+        width=4,
+        grid=2,
+        num_train=48,
+        num_val=8,
+        num_test=10,
+        epochs=2,
+        batch_size=16,
+        data="embedded",
+        data_dir=data_dir,
+        run_dir=tmp_path / "run",
+        full_size=False,
+    )
+
+
+def test_a_run_leaves_its_files_and_goes_on(localization, config):
+    whole = localization.main(dataclasses.replace(config, run_dir=config.run_dir / "whole"))
+    localization.main(config)
+    result = json.loads((config.run_dir / "result.json").read_text())
+    assert 0 <= result["iou"] <= 1
+    assert result["localization_error"] >= 1 - result["accuracy"]
+    records = read_records(config.run_dir / "metrics.jsonl")
+    assert [r["step"] for r in records if "val/iou" in r] == [3, 6]
+    assert (config.run_dir / "report.html").stat().st_size > 5000
+    model, variables, meta = load_checkpoint(config.run_dir / "whole")
+    assert meta["options"]["backbone_options"] == {"stem": "imagenet", "width": 4}
+    outputs = model.apply(variables, jnp.zeros((2, 64, 64, 3)))
+    assert outputs["box_deltas"].shape == (2, 4)
+    assert set(whole) >= {"accuracy", "iou", "localization_error", "ms_per_step"}
+    again = localization.main(
+        dataclasses.replace(config, run_dir=config.run_dir / "whole", resume=True)
+    )
+    timed = {"ms_per_step"}
+    assert {k: v for k, v in again.items() if k not in timed} == {
+        k: v for k, v in whole.items() if k not in timed
+    }
+
+
+def test_halving_halves_the_boxes_too(experiment, localization, config):
+    scenes = experiment("localization").load_detection(
+        "garment_scenes",
+        garments=(1, 1),
+        counts={"train": 48, "val": 8, "test": 10},
+        data="embedded",
+        data_dir=config.data_dir,
+        announce=lambda line: None,
+    )["test"]
+    half = localization.halved(scenes)
+    assert half.images.shape == (10, 64, 64, 3)
+    for old, new in zip(scenes.objects, half.objects, strict=True):
+        np.testing.assert_allclose(2 * new.boxes, old.boxes)
+        assert len(new) == 1
+    assert half.images[3, 5, 7, 1] == round(scenes.images[3, 10:12, 14:16, 1].mean() + 1e-6)
+
+
+def test_mistakes_are_refused_before_anything_is_written(localization, config):
+    for changes, message in (
+        ({"epochs": 0}, "at least 1 epoch, got 0"),
+        ({"backbone": "lenet"}, "model 'lenet' has no option"),
+        ({"batch_size": 49}, "batch size of at most 48"),
+    ):
+        with pytest.raises(UserError, match=message):
+            localization.main(dataclasses.replace(config, **changes))
+    assert not (config.run_dir / "config.json").exists()

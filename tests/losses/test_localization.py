@@ -1,0 +1,198 @@
+"""Box regression and the localisation metrics by hand, with poison in the padding; the task."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from jaxtyping import TypeCheckError
+
+from jaxvision.losses import (
+    box_regression_loss,
+    cross_entropy,
+    decode_picture_boxes,
+    localization_loss,
+    localization_metrics,
+)
+from jaxvision.ops.boxes import encode_boxes
+from jaxvision.ops.iou import box_iou
+
+POISON = [0.0, 1e9, np.nan]
+KINDS = ["smooth_l1", "giou"]
+SIZE = (40, 60)
+KEY = jax.random.key(1)
+
+
+def examples(n=6, seed=0):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform((0, 0), (30, 20), (n, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(5, 20, (n, 2))], axis=1)
+    deltas = rng.normal(scale=0.3, size=(n, 4)) - [0, 0, 1, 1]
+    valid = np.arange(n) % 3 != 1
+    return jnp.asarray(deltas, jnp.float32), jnp.asarray(boxes, jnp.float32), jnp.asarray(valid)
+
+
+def test_smooth_l1_by_hand():
+    # A box of half the width, in the middle: dw is log(1/2), the three others are 0.
+    boxes = jnp.array([[15.0, 0.0, 45.0, 40.0]])
+    loss = box_regression_loss(jnp.zeros((1, 4)), boxes, SIZE)
+    assert float(loss) == pytest.approx(np.log(2) - 1 / 18, rel=1e-5)
+    loss = box_regression_loss(jnp.array([[0.0, 0.1, np.log(0.5), 0.0]]), boxes, SIZE)
+    assert float(loss) == pytest.approx(0.5 * 0.1**2 * 9, rel=1e-4)
+
+
+def test_giou_by_hand_and_that_the_units_do_not_matter():
+    boxes = jnp.array([[0.0, 0.0, 30.0, 40.0], [0.0, 0.0, 60.0, 10.0]])
+    loss = box_regression_loss(jnp.zeros((2, 4)), boxes, SIZE, kind="giou")
+    assert float(loss) == pytest.approx((0.5 + 0.75) / 2, rel=1e-5)
+    deltas, boxes, _ = examples()
+    losses = [
+        box_regression_loss(deltas, boxes * k, (SIZE[0] * k, SIZE[1] * k), kind="giou")
+        for k in (1, 64)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_perfect_box_costs_nothing_and_decodes_to_itself(kind):
+    _, boxes, _ = examples()
+    picture = jnp.broadcast_to(jnp.array([[0.0, 0.0, 60.0, 40.0]]), boxes.shape)
+    deltas = encode_boxes(boxes, picture)
+    np.testing.assert_allclose(decode_picture_boxes(deltas, SIZE), boxes, atol=1e-4)
+    assert float(box_regression_loss(deltas, boxes, SIZE, kind=kind)) < 1e-5
+
+
+def test_decoded_boxes_stay_within_the_picture():
+    deltas = 3 * jax.random.normal(KEY, (50, 4))
+    boxes = np.asarray(decode_picture_boxes(deltas, SIZE))
+    assert boxes.min() >= 0
+    assert boxes[:, [0, 2]].max() == 60
+    assert boxes[:, [1, 3]].max() == 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_equal_finite_differences(kind):
+    deltas, boxes, valid = examples()
+    loss = jax.jit(lambda d: box_regression_loss(d, boxes, SIZE, valid, kind))
+    check_grads(loss, (deltas,), order=1, modes=["rev"], eps=1e-3, rtol=0.05, atol=1e-2)
+
+
+@pytest.mark.parametrize("poison", POISON)
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_neither_loss_nor_gradient(kind, poison):
+    deltas, boxes, valid = examples()
+    grad = jax.jit(jax.value_and_grad(partial(box_regression_loss, kind=kind)), static_argnums=2)
+    kept, kept_gradient = grad(deltas[valid], boxes[valid], SIZE)
+    row = valid[:, None]
+    poisoned = (jnp.where(row, x, poison) for x in (deltas, boxes))
+    loss, gradient = grad(*poisoned, SIZE, valid)
+    np.testing.assert_allclose(loss, kept, rtol=1e-6)
+    np.testing.assert_allclose(gradient[valid], kept_gradient, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(gradient[~valid], 0)
+    none, zero = grad(jnp.full_like(deltas, poison), boxes, SIZE, jnp.zeros_like(valid))
+    assert float(none) == 0
+    np.testing.assert_array_equal(zero, 0)
+
+
+def test_an_unknown_kind_is_refused():
+    deltas, boxes, _ = examples()
+    with pytest.raises((ValueError, TypeCheckError), match="'ciou'"):
+        box_regression_loss(deltas, boxes, SIZE, kind="ciou")
+
+
+def test_metrics_by_hand():
+    truth = jnp.tile(jnp.array([[0.0, 0.0, 10.0, 10.0]]), (5, 1))
+    predicted = jnp.array(
+        [
+            [0.0, 0.0, 10.0, 10.0],  # right
+            [0.0, 0.0, 10.0, 5.0],  # IoU of exactly 0.5: right
+            [0.0, 0.0, 10.0, 4.9],  # in the wrong place
+            [0.0, 0.0, 10.0, 10.0],  # of the wrong class
+            [20.0, 20.0, 30.0, 30.0],  # padding
+        ]
+    )
+    logits = jnp.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]] + [[np.nan, 0.0]])
+    valid = jnp.array([True, True, True, True, False])
+    labels = jnp.zeros(5, jnp.int32)
+    metrics = localization_metrics(logits, predicted, labels, truth, valid)
+    assert float(metrics["accuracy"]) == 0.75
+    assert float(metrics["iou"]) == pytest.approx((1 + 0.5 + 0.49 + 1) / 4)
+    assert float(metrics["localization_error"]) == 0.5
+    everything = localization_metrics(logits, predicted, labels, truth)
+    assert float(everything["localization_error"]) == pytest.approx(0.6)  # NaN is never right
+
+
+def test_iou_equals_the_pairwise_one_and_is_zero_of_nothing():
+    deltas, boxes, _ = examples(40)
+    predicted = decode_picture_boxes(deltas, SIZE)
+    metrics = localization_metrics(jnp.zeros((40, 2)), predicted, jnp.zeros(40, jnp.int32), boxes)
+    expected = np.diagonal(box_iou(predicted, boxes)).mean()
+    np.testing.assert_allclose(metrics["iou"], expected, rtol=1e-5)
+    empty = jnp.zeros((1, 4))
+    nothing = localization_metrics(jnp.zeros((1, 2)), empty, jnp.zeros(1, jnp.int32), empty)
+    assert float(nothing["iou"]) == 0
+
+
+class TwoHeads(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return {"logits": nn.Dense(3)(x), "box_deltas": nn.Dense(4)(x)}
+
+
+def built(**options):
+    model = TwoHeads()
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SIZE, 3)))
+    return model, jax.jit(localization_loss(model, **options), static_argnames="train"), variables
+
+
+def task_batch():
+    _, boxes, valid = examples()
+    rng = np.random.default_rng(2)
+    return {
+        "image": rng.integers(0, 256, (6, *SIZE, 3), dtype=np.uint8),
+        "boxes": np.stack([boxes, boxes + 1], axis=1),  # a second object, not to be looked at
+        "labels": rng.integers(0, 3, (6, 2)).astype(np.int32),
+        "valid": np.asarray(valid),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_task_adds_both_losses(kind):
+    model, loss_fn, variables = built(mean=0.4, std=0.2, box_loss=kind, box_weight=3.0)
+    batch = task_batch()
+    loss, (_, metrics) = loss_fn(
+        variables["params"], variables["batch_stats"], batch, KEY, train=False
+    )
+    outputs = model.apply(variables, jnp.asarray((batch["image"] / 255 - 0.4) / 0.2, jnp.float32))
+    labels, valid = jnp.asarray(batch["labels"][:, 0]), jnp.asarray(batch["valid"])
+    boxes, deltas = jnp.asarray(batch["boxes"][:, 0]), outputs["box_deltas"]
+    class_loss = cross_entropy(outputs["logits"], labels, valid)
+    distance = box_regression_loss(deltas, boxes, SIZE, valid, kind)
+    np.testing.assert_allclose(loss, class_loss + 3 * distance, rtol=1e-4)
+    np.testing.assert_allclose(metrics["class_loss"], class_loss, rtol=1e-4)
+    np.testing.assert_allclose(metrics["box_loss"], distance, rtol=1e-4)
+    predicted = decode_picture_boxes(deltas, SIZE)
+    expected = localization_metrics(outputs["logits"], predicted, labels, boxes, valid)
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("poison", POISON)
+def test_padded_pictures_change_neither_loss_nor_gradient_nor_statistics(poison):
+    _, loss_fn, variables = built()
+    grad = jax.jit(jax.value_and_grad(partial(loss_fn, train=True), has_aux=True))
+    batch = task_batch()
+    valid, results = batch["valid"], []
+    for filling in (0.25, poison):
+        padded = dict(batch)
+        image = np.where(valid[:, None, None, None], batch["image"] / 255, filling)
+        padded["image"] = image.astype(np.float32)
+        padded["boxes"] = np.where(valid[:, None, None], batch["boxes"], filling)
+        results.append(grad(variables["params"], variables["batch_stats"], padded, KEY))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(results[1]))

@@ -1,0 +1,85 @@
+"""The localizer: one backbone, two heads."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvision.errors import UserError
+from jaxvision.losses import decode_picture_boxes, localization_loss
+from jaxvision.models import get_model
+from jaxvision.models.layers import BatchNorm, Conv
+from jaxvision.models.localizer import Localizer
+from jaxvision.train import create_state, make_train_step
+from jaxvision.train.optim import adam
+
+
+class TinyBackbone(nn.Module):
+    """Three convolutions, of which two halve the map."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        stages = {}
+        for i, stride in enumerate((2, 2, 1)):
+            x = Conv(16, (3, 3), stride=stride, padding=1)(x)
+            x = stages[f"stage{i}"] = nn.relu(BatchNorm()(x, train=train))
+        return stages
+
+
+TINY = Localizer(TinyBackbone(), num_classes=3, box_features=16)
+
+
+def pictures(count, h=32, w=40, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(count, h, w, 3)), jnp.float32)
+
+
+def test_before_training_every_box_is_the_whole_picture():
+    outputs, _ = jax.jit(TINY.init_with_output)(jax.random.key(0), pictures(2))
+    assert outputs["logits"].shape == (2, 3)
+    boxes = decode_picture_boxes(outputs["box_deltas"], (32, 40))
+    np.testing.assert_allclose(boxes, np.tile([[0, 0, 40, 32]], (2, 1)))
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("resnet18", (97, 65)), ("vgg11_bn", (64, 64))])
+def test_any_backbone_with_stages_and_any_size(backbone, size):
+    model = get_model("localizer", backbone=backbone, num_classes=5)
+    x = pictures(1, *size)
+    outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
+    assert {k: v.shape for k, v in outputs.items()} == {"logits": (1, 5), "box_deltas": (1, 4)}
+    assert variables["params"]["box_head"]["kernel"].shape == (7 * 7 * 64, 4)
+    own = jax.eval_shape(get_model(backbone, features_only=True).init, jax.random.key(0), x)
+    ours = variables["params"]["backbone"]
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, own["params"])
+
+
+def test_unknown_backbones_and_options():
+    with pytest.raises(UserError, match="unknown model 'resnet19'"):
+        get_model("localizer", backbone="resnet19")
+    with pytest.raises(UserError, match="model 'lenet' has no option features_only"):
+        get_model("localizer", backbone="lenet")
+    with pytest.raises(UserError, match="model 'resnet18' has no option depth"):
+        get_model("localizer", backbone_options={"depth": 3})
+
+
+def test_overfits_one_batch():
+    """Coloured rectangles on noise: the colour is the class."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(90, 166, (8, 32, 40, 3), dtype=np.uint8)
+    labels = np.arange(8)[:, None].astype(np.int32) % 3
+    boxes = np.zeros((8, 1, 4), np.float32)
+    for i in range(8):
+        x, y, w, h = rng.integers((2, 2, 10, 10), (20, 14, 18, 18))
+        boxes[i] = x, y, x + w, y + h
+        image[i, y : y + h, x : x + w] = np.eye(3, dtype=np.uint8)[labels[i]] * 250
+    tx = adam(1e-2)
+    variables = jax.jit(TINY.init)(jax.random.key(0), pictures(1))
+    state = create_state(variables, tx)
+    loss_fn = localization_loss(TINY, mean=0.5, std=0.25)
+    train_step = make_train_step(loss_fn, tx)
+    for _ in range(300):
+        state, metrics = train_step(state, {"image": image, "boxes": boxes, "labels": labels})
+        if float(metrics["localization_error"]) == 0 and float(metrics["iou"]) > 0.8:
+            break
+    assert float(metrics["localization_error"]) == 0
+    assert float(metrics["iou"]) > 0.8
