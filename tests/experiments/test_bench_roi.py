@@ -1,0 +1,52 @@
+"""The benchmark of RoIAlign, tiny: with the real PyTorch, and without."""
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "experiments" / "bench" / "roi.py"
+
+
+def run_bench(*flags):
+    command = [sys.executable, str(BENCH), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_both_sides_pool_the_same(tmp_path):
+    """Slow because PyTorch compiles torchvision's form in Python, with a C++ compiler."""
+    pytest.importorskip("torch")
+    file = tmp_path / "numbers.json"
+    flags = ["--boxes", 60, "--size", 96, 128, "--channels", 8, "--repeats", 2]
+    flags += ["--seconds", 0.01, "--json", file, "--torch-python", sys.executable]
+    done = run_bench(*flags)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(file.read_text())
+    assert numbers["pytorch"]["compiled"] in (True, False)
+    assert [result["backward"] for result in numbers["results"]] == [False, True]
+    for result in numbers["results"]:
+        means = result["mean"]
+        assert means["jaxvision"] == pytest.approx(means["pytorch"], abs=1e-6)
+        assert abs(means["pytorch"]) > 1e-5
+        for seconds in result["seconds_per_step"].values():
+            assert len(seconds) == 2
+            assert all(0 < s < 10 for s in seconds)
+
+
+def test_without_pytorch_and_bad_flags_are_one_line(tmp_path):
+    venv.create(tmp_path / "bare", with_pip=False)
+    bare = tmp_path / "bare" / "bin" / "python"
+    for flags, message in (
+        (["--torch-python", bare], "No module named 'torch'"),
+        (["--boxes", 0], "must be at least 1"),
+    ):
+        done = run_bench(*flags)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
