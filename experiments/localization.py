@@ -8,7 +8,8 @@ accuracy, the mean IoU of the boxes, and the top-1 localisation error are printe
 scenes in which the class is wrong, or the IoU below 0.5. The target is an accuracy of at least 0.80
 and a mean IoU of at least 0.74. Any backbone that returns its stages will do:
 
-    python experiments/localization.py --backbone vgg11_bn --width None --stem None --full-size
+    python experiments/localization.py --backbone vgg11_bn --full-size --width None --stem None \\
+        --stage-sizes None
 """
 
 import json
@@ -49,10 +50,12 @@ SHOWN = 500
 class Config:
     backbone: str = "resnet18"
     """A model that has `features_only`."""
-    stem: Literal["imagenet", "small"] | None = "imagenet"
+    stem: Literal["imagenet", "small"] | None = "small"
     """Of a resnet: small keeps the picture's size, imagenet quarters it."""
-    width: int | None = 24
+    width: int | None = 16
     """Of a resnet's first stage."""
+    stage_sizes: tuple[int, ...] | None = (1, 1, 1, 1)
+    """Blocks of each of a resnet's stages; between two of them the map halves."""
     grid: int = 8
     """The box is read off the last map in so many cells a side."""
     box_features: int = 32
@@ -113,7 +116,11 @@ def main(config: Config) -> dict[str, float]:
 def make_training(config: Config, splits: Mapping[str, DetectionDataset]) -> Training:
     batches = DetectionBatches(splits["train"], config.batch_size, seed=config.seed, drop_last=True)
     rate = falling_rate(config.learning_rate, config.epochs, batches)
-    of_backbone = {"stem": config.stem, "width": config.width}
+    of_backbone = {
+        "stem": config.stem,
+        "width": config.width,
+        "stage_sizes": config.stage_sizes,
+    }
 
     def make_loss(model: nn.Module):
         return localization_loss(

@@ -27,7 +27,7 @@ def make_pyramid(size: tuple[int, int], channels: int):
 
 
 def make_boxes(count: int, size: tuple[int, int]):
-    """Returns boxes [n, 4] inside the picture, of 16 to 600 pixels, so that each level gets some."""
+    """Returns boxes [n, 4] inside the picture, of 16 to 600 pixels: each level gets some."""
     import numpy as np
 
     rng = np.random.default_rng(1)

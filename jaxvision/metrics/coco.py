@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxvision.errors import UserError
 from jaxvision.metrics.boxes import Found, Truth, box_area, field_of, read_pictures
+from jaxvision.ops.masks import encode_masks
 
 _AREAS = ("all", "small", "medium", "large")
 
@@ -158,8 +159,6 @@ def _annotations(
 
 
 def _run_lengths(source: Any, where: str, count: int) -> list[dict[str, Any]]:
-    from pycocotools import mask
-
     masks = field_of(source, "masks")
     if masks is None and count:
         raise UserError(f'{where}: expected masks, which the "segm" scores compare; got none')
@@ -174,7 +173,7 @@ def _run_lengths(source: Any, where: str, count: int) -> list[dict[str, Any]]:
                 f"{where}: expected masks bool [n, h, w] or run lengths, got {pixels.dtype} "
                 f"{list(pixels.shape)}"
             )
-        encoded = mask.encode(np.asfortranarray(pixels.transpose(1, 2, 0).astype(np.uint8)))
+        encoded = encode_masks(pixels)
     if len(encoded) != count:
         raise UserError(f"{where}: expected {count} masks, got {len(encoded)}")
     return encoded

@@ -37,10 +37,10 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     groups: int = 1
-    dilation: int = 1
     use_bias: bool = True
     kernel_init: Initializer | None = None
     bias_init: Initializer | None = None
+    dilation: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

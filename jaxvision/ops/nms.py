@@ -157,9 +157,9 @@ def greedy_nms(boxes, scores, labels, iou_threshold, max_outputs, valid, block):
     """`batched_nms`, `block` boxes at a time: first what earlier kept boxes leave of them, then
     what they leave of each other.
 
-    Work and memory go with (boxes) x (kept boxes), as with the loop over boxes one by one, and it
-    ends when `max_outputs` are kept. Only what has been kept so far has to be looked at: it is kept
-    in one piece.
+    As with the loop over boxes one by one the work goes with (boxes) x (kept boxes), and ends when
+    `max_outputs` are kept; memory goes with the boxes and with `block` squared. What has been kept
+    so far stands in one piece, so that nothing else has to be looked at.
     """
     n = len(scores)
     most = min(max_outputs, n)
