@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from training import fit_in_run
 
 from jaxvision.data import ArrayDataset, Batches
 from jaxvision.errors import UserError, describe_os_error
@@ -23,9 +24,7 @@ from jaxvision.models import Head, get_model
 from jaxvision.ops import normalize_images
 from jaxvision.predict import Predictor
 from jaxvision.report import read_records, write_classification_report
-from jaxvision.train import create_state, evaluate, fit, make_eval_step, make_train_step
-from jaxvision.train.checkpoint import CheckpointStore
-from jaxvision.train.log import RunLog
+from jaxvision.train import create_state, evaluate, make_eval_step, make_train_step
 from jaxvision.train.optim import Freeze, LearningRate, freeze
 from jaxvision.train.resident import RESIDENT_LIMIT, ResidentData
 from jaxvision.train.run import Run, read_config
@@ -82,8 +81,7 @@ def train_classifier(
 ) -> dict[str, float]:
     """Trains `task` in `run`'s folder, from its last checkpoint where it has one, and reports.
 
-    Returns the final validation metrics. Where a signal stopped the run, says how to resume it and
-    exits with 128 + the signal's number, as a shell expects.
+    Returns the final validation metrics. A signal ends it as `fit_in_run` says.
     """
     dataset = task.train.dataset
     class_names = list(dataset.class_names)
@@ -145,41 +143,28 @@ def train_classifier(
     )
     validate = validation_of(loss_fn, validation)
 
-    with CheckpointStore(run.path, best=task.best) as store:
-        if run.resumed and store.steps():
-            state = store.restore(like=state)
-        start, total = int(state.step), task.epochs * batches.steps_per_epoch
-        with RunLog(run.path, start_step=start, line=line) as log:
-            total_parameters = sum(x.size for x in jax.tree.leaves(state.params))
-            log.say(
-                f"{task.model}: {total_parameters:,} parameters, {meta['trained_parameters']:,} of "
-                f"them trained; the optimiser keeps {meta['optimizer_bytes'] / 1e6:.2f} MB"
-            )
-            log.say(f"{len(dataset):,} pictures, {total:,} steps; run folder: {run.path}")
-            if start:
-                log.say(f"going on from step {start}")
-            result = fit(
-                state,
-                train_step,
-                data,
-                steps=total,
-                steps_per_epoch=batches.steps_per_epoch,
-                batch_size=batches.batch_size,
-                evaluate=validate,
-                schedule=task.learning_rate if callable(task.learning_rate) else None,
-                log=log,
-                store=store,
-                meta=meta,
-                log_every=log_every,
-                checkpoint_every=checkpoint_every,
-                workers=0 if resident else workers,
-            )
-    if result.stopped_by:
-        step = int(result.state.step)
-        print(f"stopped by {result.stopped_by.name} after step {step}, saved; go on with:")
-        print(f"  {run.resume_command()}")
-        raise SystemExit(128 + result.stopped_by)
-    metrics = validate(result.state)
+    total_parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    state = fit_in_run(
+        run,
+        state,
+        train_step,
+        data,
+        batches=batches,
+        epochs=task.epochs,
+        evaluate=validate,
+        learning_rate=task.learning_rate,
+        best=task.best,
+        meta=meta,
+        heading=(
+            f"{task.model}: {total_parameters:,} parameters, {meta['trained_parameters']:,} of "
+            f"them trained; the optimiser keeps {meta['optimizer_bytes'] / 1e6:.2f} MB"
+        ),
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        workers=0 if resident else workers,
+        line=line,
+    )
+    metrics = validate(state)
     if report:
         write_report(run.path, title, task.train, task.validation)
     return metrics

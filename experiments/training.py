@@ -47,11 +47,7 @@ class Training:
 
 
 def train(training: Training, run: Run, *, log_every: int) -> None:
-    """Trains in `run`'s folder, from its last checkpoint where it has one.
-
-    Where a signal stopped the run, says how to resume it and exits with 128 + the signal's number,
-    as a shell expects.
-    """
+    """Trains in `run`'s folder, from its last checkpoint where it has one: see `fit_in_run`."""
     batches, dataset = training.batches, training.batches.dataset
     # Before anything is written: a model that does not fit the pictures is refused here.
     model = get_model(training.model, **training.options)
@@ -77,36 +73,78 @@ def train(training: Training, run: Run, *, log_every: int) -> None:
         training.make_loss(model), training.tx, seed=training.seed, select=data.select
     )
     state = create_state(variables, training.tx)
-    rate = training.learning_rate
-    with CheckpointStore(run.path, best=training.best) as store:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    fit_in_run(
+        run,
+        state,
+        train_step,
+        data,
+        batches=batches,
+        epochs=training.epochs,
+        evaluate=training.make_evaluation(model),
+        learning_rate=training.learning_rate,
+        best=training.best,
+        meta=meta,
+        heading=f"{training.model}: {count:,} parameters",
+        log_every=log_every,
+        line=line,
+    )
+
+
+def fit_in_run(
+    run: Run,
+    state: TrainState,
+    train_step: Callable[..., Any],
+    batch_at: Callable[[int], Any],
+    *,
+    batches: Any,
+    epochs: int,
+    evaluate: Callable[[TrainState], Mapping[str, float]],
+    learning_rate: LearningRate,
+    best: str,
+    meta: Mapping[str, Any],
+    heading: str,
+    log_every: int,
+    checkpoint_every: int | None = None,
+    workers: int = 0,
+    line: Callable[[dict[str, Any]], str | None] | None = None,
+) -> TrainState:
+    """Runs the one loop with a run folder's log and checkpoints; goes on where those end.
+
+    Returns the last state. Where a signal stopped the run, says how to resume it and exits with 128
+    + the signal's number, as a shell expects.
+    """
+    with CheckpointStore(run.path, best=best) as store:
         if run.resumed and store.steps():
             state = store.restore(like=state)
-        start, total = int(state.step), training.epochs * batches.steps_per_epoch
+        start, total = int(state.step), epochs * batches.steps_per_epoch
         with RunLog(run.path, start_step=start, line=line) as log:
-            count = sum(x.size for x in jax.tree.leaves(state.params))
-            log.say(f"{training.model}: {count:,} parameters")
-            log.say(f"{len(dataset):,} pictures, {total:,} steps; run folder: {run.path}")
+            log.say(heading)
+            log.say(f"{len(batches.dataset):,} pictures, {total:,} steps; run folder: {run.path}")
             if start:
                 log.say(f"going on from step {start}")
             result = fit(
                 state,
                 train_step,
-                data,
+                batch_at,
                 steps=total,
                 steps_per_epoch=batches.steps_per_epoch,
                 batch_size=batches.batch_size,
-                evaluate=training.make_evaluation(model),
-                schedule=rate if callable(rate) else None,
+                evaluate=evaluate,
+                schedule=learning_rate if callable(learning_rate) else None,
                 log=log,
                 store=store,
                 meta=meta,
                 log_every=log_every,
+                checkpoint_every=checkpoint_every,
+                workers=workers,
             )
     if result.stopped_by:
         step = int(result.state.step)
         print(f"stopped by {result.stopped_by.name} after step {step}, saved; go on with:")
         print(f"  {run.resume_command()}")
         raise SystemExit(128 + result.stopped_by)
+    return result.state
 
 
 def falling_rate(learning_rate: float, epochs: int, batches: Any) -> Schedule:

@@ -24,6 +24,7 @@ def config(localization, data_dir, tmp_path):
     return localization.Config(
         stem="imagenet",
         width=4,
+        stage_sizes=(1, 1),
         grid=2,
         num_train=48,
         num_val=8,
@@ -47,7 +48,8 @@ def test_a_run_leaves_its_files_and_goes_on(localization, config):
     assert [r["step"] for r in records if "val/iou" in r] == [3, 6]
     assert (config.run_dir / "report.html").stat().st_size > 5000
     model, variables, meta = load_checkpoint(config.run_dir / "whole")
-    assert meta["options"]["backbone_options"] == {"stem": "imagenet", "width": 4}
+    options = {"stem": "imagenet", "width": 4, "stage_sizes": [1, 1]}
+    assert meta["options"]["backbone_options"] == options
     outputs = model.apply(variables, jnp.zeros((2, 64, 64, 3)))
     assert outputs["box_deltas"].shape == (2, 4)
     assert set(whole) >= {"accuracy", "iou", "localization_error", "ms_per_step"}
