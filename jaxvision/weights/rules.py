@@ -104,7 +104,7 @@ _KERNEL_AXES: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
     # dimensions: (from torch, to torch)
     2: ((1, 0), (1, 0)),  # [k, c] <-> [c, k]
     # OIHW <-> HWIO. A ConvTranspose2d's IOHW too: our kernel is that of the convolution which it
-    # transposes, so that its inputs come last as a convolution's outputs do, and nothing is flipped.
+    # transposes, so its inputs come last as a convolution's outputs do, and nothing is flipped.
     4: ((2, 3, 1, 0), (3, 2, 0, 1)),
 }
 
