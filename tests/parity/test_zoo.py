@@ -55,7 +55,7 @@ def test_logits_input_gradients_and_parameter_count(name, tmp_path):
     x = pictures(224)
     with torch.no_grad():
         expected = reference(to_nchw(x)).numpy()
-    logits = get_model(name).apply(variables, x, train=False)
+    logits = get_model(name).apply(variables, jnp.asarray(x), train=False)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
     assert expected.std() > 1e-3  # the weights do something
     x = pictures(97)
