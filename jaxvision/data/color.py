@@ -155,8 +155,8 @@ def apply_hsv(picture: Picture, hue: float, saturation: float, value: float) -> 
     Of a grey picture the value alone. In OpenCV's HSV of 256 steps, whose way there and back
     costs up to five grey levels; so factors that change nothing give the picture itself.
 
-    >>> apply_hsv(np.array([[[200, 100, 100]]], np.uint8), 0.5, 1.0, 0.5).tolist()
-    [[[50, 100, 100]]]
+    >>> apply_hsv(np.array([[[200, 100, 50]]], np.uint8), 0.0, 0.0, 0.5).tolist()
+    [[[100, 100, 100]]]
     """
     import cv2
 

@@ -9,6 +9,7 @@ from jaxvision.losses.boxes import (
 from jaxvision.losses.classification import classification_loss, cross_entropy
 from jaxvision.losses.localization import (
     box_regression_loss,
+    cell_cross_entropy,
     decode_picture_boxes,
     localization_loss,
     localization_metrics,
@@ -17,6 +18,7 @@ from jaxvision.losses.segmentation import pixel_cross_entropy, segmentation_loss
 
 __all__ = [
     "box_regression_loss",
+    "cell_cross_entropy",
     "classification_loss",
     "complete_box_iou_loss",
     "cross_entropy",

@@ -68,6 +68,32 @@ def box_regression_loss(
     return jnp.sum(losses, where=valid) / jnp.maximum(valid.sum(), 1)
 
 
+def cell_cross_entropy(
+    cell_logits: Float[Array, "b h w"],
+    boxes: Float[Array, "b 4"],
+    size: tuple[int, int],
+    valid: Bool[Array, " b"] | None = None,
+) -> Float[Array, ""]:
+    """Returns the cross-entropy of which cell of a map the centre of each box is in.
+
+    The `h` x `w` cells divide pictures of `size` (their height and width) evenly; a centre on the
+    line between two cells is in the latter, one outside the picture in the nearest. The mean is
+    over valid examples; a padded one adds nothing, even when it holds NaN.
+
+    >>> box = jnp.array([[0.0, 0.0, 50.0, 40.0]])
+    >>> logits = jnp.log(jnp.array([[[0.5, 0.2], [0.2, 0.1]]]))
+    >>> round(float(cell_cross_entropy(logits, box, (100, 100))), 4)  # -log(0.5)
+    0.6931
+    """
+    if valid is not None:
+        boxes = jnp.where(valid[:, None], boxes, 0.0)
+    b, h, w = cell_logits.shape
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    column = jnp.clip(jnp.floor(x * w / size[1]).astype(jnp.int32), 0, w - 1)
+    row = jnp.clip(jnp.floor(y * h / size[0]).astype(jnp.int32), 0, h - 1)
+    return cross_entropy(cell_logits.reshape(b, h * w), row * w + column, valid)
+
+
 def localization_metrics(
     logits: Float[Array, "b k"],
     predicted: Float[Array, "b 4"],
@@ -101,14 +127,17 @@ def localization_loss(
     std: float | Sequence[float] = 1.0,
     box_loss: BoxLoss = "smooth_l1",
     box_weight: float = 1.0,
+    cell_weight: float = 1.0,
 ) -> LossFn:
     """Returns the localisation task's `loss_fn(params, batch_stats, batch, key, train=True)`.
 
     The batch is one for detection: `image` [b, h, w, c], uint8 or float in [0, 1], `boxes` float
     [b, m, 4] in pixels and `labels` int [b, m], of which the first of each picture is taken, and,
     where it is padded, `valid` bool [b]. The model returns "logits" and "box_deltas", see
-    `decode_picture_boxes`. The loss is cross-entropy + `box_weight` * `box_regression_loss`. The
-    metrics are it, its two parts, and those of `localization_metrics`.
+    `decode_picture_boxes`. The loss is cross-entropy + `box_weight` * `box_regression_loss` and,
+    where the model returns "cell_logits", + `cell_weight` * `cell_cross_entropy`: told where to
+    look, a network learns what is there many times faster. The metrics are the loss, its parts, and
+    those of `localization_metrics`.
     """
 
     def loss_fn(params, batch_stats, batch: Batch, key, train: bool = True):
@@ -124,6 +153,9 @@ def localization_loss(
         loss = class_loss + box_weight * distance
         predicted = decode_picture_boxes(outputs["box_deltas"].astype(jnp.float32), size)
         metrics = localization_metrics(outputs["logits"], predicted, labels, boxes, valid)
+        if "cell_logits" in outputs:
+            metrics["cell_loss"] = cell_cross_entropy(outputs["cell_logits"], boxes, size, valid)
+            loss = loss + cell_weight * metrics["cell_loss"]
         metrics |= {"loss": loss, "class_loss": class_loss, "box_loss": distance}
         return loss, (batch_stats, metrics)
 

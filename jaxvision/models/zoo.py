@@ -23,13 +23,11 @@ def localizer(
     num_classes: int = 10,
     backbone: str = "resnet18",
     backbone_options: Mapping[str, Any] | None = None,
-    grid: int = 7,
-    box_features: int = 64,
     dtype: DTypeLike = jnp.float32,
 ) -> Localizer:
     """Returns a `Localizer` on the model called `backbone`: any that has `features_only`."""
     options = {**(backbone_options or {}), "features_only": True, "dtype": dtype}
-    return Localizer(get_model(backbone, **options), num_classes, grid, box_features, dtype)
+    return Localizer(get_model(backbone, **options), num_classes, dtype)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -25,7 +25,6 @@ def config(localization, data_dir, tmp_path):
         stem="imagenet",
         width=4,
         stage_sizes=(1, 1),
-        grid=2,
         num_train=48,
         num_val=8,
         num_test=10,
@@ -39,23 +38,20 @@ def config(localization, data_dir, tmp_path):
 
 
 def test_a_run_leaves_its_files_and_goes_on(localization, config):
-    whole = localization.main(dataclasses.replace(config, run_dir=config.run_dir / "whole"))
-    localization.main(config)
+    whole = localization.main(config)
     result = json.loads((config.run_dir / "result.json").read_text())
     assert 0 <= result["iou"] <= 1
     assert result["localization_error"] >= 1 - result["accuracy"]
     records = read_records(config.run_dir / "metrics.jsonl")
     assert [r["step"] for r in records if "val/iou" in r] == [3, 6]
     assert (config.run_dir / "report.html").stat().st_size > 5000
-    model, variables, meta = load_checkpoint(config.run_dir / "whole")
+    model, variables, meta = load_checkpoint(config.run_dir)
     options = {"stem": "imagenet", "width": 4, "stage_sizes": [1, 1]}
     assert meta["options"]["backbone_options"] == options
     outputs = model.apply(variables, jnp.zeros((2, 64, 64, 3)))
     assert outputs["box_deltas"].shape == (2, 4)
     assert set(whole) >= {"accuracy", "iou", "localization_error", "ms_per_step"}
-    again = localization.main(
-        dataclasses.replace(config, run_dir=config.run_dir / "whole", resume=True)
-    )
+    again = localization.main(dataclasses.replace(config, resume=True))
     timed = {"ms_per_step"}
     assert {k: v for k, v in again.items() if k not in timed} == {
         k: v for k, v in whole.items() if k not in timed

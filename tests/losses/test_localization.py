@@ -12,6 +12,7 @@ from jaxtyping import TypeCheckError
 
 from jaxvision.losses import (
     box_regression_loss,
+    cell_cross_entropy,
     cross_entropy,
     decode_picture_boxes,
     localization_loss,
@@ -97,6 +98,30 @@ def test_padding_changes_neither_loss_nor_gradient(kind, poison):
     np.testing.assert_array_equal(zero, 0)
 
 
+def test_cells_by_hand():
+    # Pictures of 40 x 60 (h x w) in 2 x 3 cells of 20 x 20.
+    centres = {(10, 10): 0, (30, 10): 1, (59, 39): 5, (20, 0): 1, (10, 20): 3, (70, -5): 2}
+    for (x, y), cell in centres.items():
+        box = jnp.array([[x - 4.0, y - 2.0, x + 4.0, y + 2.0]])
+        logits = jnp.arange(6.0).reshape(1, 2, 3)
+        loss = cell_cross_entropy(logits, box, SIZE)
+        expected = cross_entropy(logits.reshape(1, 6), jnp.array([cell]))
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("poison", POISON)
+def test_padding_changes_no_cell_loss(poison):
+    _, boxes, valid = examples()
+    logits = jnp.asarray(np.random.default_rng(3).normal(size=(6, 2, 3)), jnp.float32)
+    grad = jax.jit(jax.value_and_grad(cell_cross_entropy), static_argnums=2)
+    kept, kept_gradient = grad(logits[valid], boxes[valid], SIZE)
+    poisoned = jnp.where(valid[:, None, None], logits, poison)
+    loss, gradient = grad(poisoned, jnp.where(valid[:, None], boxes, poison), SIZE, valid)
+    np.testing.assert_allclose(loss, kept, rtol=1e-6)
+    np.testing.assert_allclose(gradient[valid], kept_gradient, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(gradient[~valid], 0)
+
+
 def test_an_unknown_kind_is_refused():
     deltas, boxes, _ = examples()
     with pytest.raises((ValueError, TypeCheckError), match="'ciou'"):
@@ -137,15 +162,20 @@ def test_iou_equals_the_pairwise_one_and_is_zero_of_nothing():
 
 
 class TwoHeads(nn.Module):
+    cells: bool = True
+
     @nn.compact
     def __call__(self, x, *, train: bool = False):
         x = nn.Dense(8)(x.reshape(x.shape[0], -1))
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        return {"logits": nn.Dense(3)(x), "box_deltas": nn.Dense(4)(x)}
+        outputs = {"logits": nn.Dense(3)(x), "box_deltas": nn.Dense(4)(x)}
+        if self.cells:
+            outputs["cell_logits"] = nn.Dense(6)(x).reshape(-1, 2, 3)
+        return outputs
 
 
-def built(**options):
-    model = TwoHeads()
+def built(cells=True, **options):
+    model = TwoHeads(cells)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SIZE, 3)))
     return model, jax.jit(localization_loss(model, **options), static_argnames="train"), variables
 
@@ -162,8 +192,10 @@ def task_batch():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_task_adds_both_losses(kind):
-    model, loss_fn, variables = built(mean=0.4, std=0.2, box_loss=kind, box_weight=3.0)
+def test_the_task_adds_its_losses(kind):
+    cells = kind == "giou"
+    weights = {"box_weight": 3.0, "cell_weight": 0.5}
+    model, loss_fn, variables = built(cells, mean=0.4, std=0.2, box_loss=kind, **weights)
     batch = task_batch()
     loss, (_, metrics) = loss_fn(
         variables["params"], variables["batch_stats"], batch, KEY, train=False
@@ -173,7 +205,13 @@ def test_the_task_adds_both_losses(kind):
     boxes, deltas = jnp.asarray(batch["boxes"][:, 0]), outputs["box_deltas"]
     class_loss = cross_entropy(outputs["logits"], labels, valid)
     distance = box_regression_loss(deltas, boxes, SIZE, valid, kind)
-    np.testing.assert_allclose(loss, class_loss + 3 * distance, rtol=1e-4)
+    expected = class_loss + 3 * distance
+    assert ("cell_loss" in metrics) == cells
+    if cells:
+        cell_loss = cell_cross_entropy(outputs["cell_logits"], boxes, SIZE, valid)
+        np.testing.assert_allclose(metrics["cell_loss"], cell_loss, rtol=1e-4)
+        expected = expected + 0.5 * cell_loss
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
     np.testing.assert_allclose(metrics["class_loss"], class_loss, rtol=1e-4)
     np.testing.assert_allclose(metrics["box_loss"], distance, rtol=1e-4)
     predicted = decode_picture_boxes(deltas, SIZE)

@@ -24,7 +24,7 @@ MODELS = {  # parameters with the default options, [h, w, c] of a picture, other
     "fcn_resnet50": (35_322_218, (32, 32, 3), {"width": 16}),
     "fcn_resnet101": (54_314_346, (32, 32, 3), {"aux_loss": False}),
     "lenet": (44_426, (28, 28, 1), {"features": [4, 8, 8], "kernel_sizes": [3, 3, 3]}),
-    "localizer": (11_227_086, (32, 32, 3), {"backbone_options": {"width": 16}, "grid": 3}),
+    "localizer": (11_184_206, (32, 32, 3), {"backbone_options": {"width": 16}}),
     "mlp": (669_706, (28, 28, 1), {"hidden": [32, 16, 8]}),
     "resnet18": (11_689_512, (32, 32, 3), {"stem": "small"}),
     "resnet34": (21_797_672, (32, 32, 3), {"width": 16}),

@@ -27,7 +27,7 @@ class TinyBackbone(nn.Module):
         return stages
 
 
-TINY = Localizer(TinyBackbone(), num_classes=3, box_features=16)
+TINY = Localizer(TinyBackbone(), num_classes=3)
 
 
 def pictures(count, h=32, w=40, seed=0):
@@ -46,11 +46,35 @@ def test_any_backbone_with_stages_and_any_size(backbone, size):
     model = get_model("localizer", backbone=backbone, num_classes=5)
     x = pictures(1, *size)
     outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
-    assert {k: v.shape for k, v in outputs.items()} == {"logits": (1, 5), "box_deltas": (1, 4)}
-    assert variables["params"]["box_head"]["kernel"].shape == (7 * 7 * 64, 4)
+    cells = (1, -(-size[0] // 32), -(-size[1] // 32)) if backbone == "resnet18" else (1, 4, 4)
+    shapes = {"logits": (1, 5), "box_deltas": (1, 4), "cell_logits": cells}
+    assert {k: v.shape for k, v in outputs.items()} == shapes
     own = jax.eval_shape(get_model(backbone, features_only=True).init, jax.random.key(0), x)
     ours = variables["params"]["backbone"]
     assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, own["params"])
+
+
+def test_heads_look_where_the_cell_logits_say():
+    """One cell far ahead of the others: its features alone, and the box centred on it."""
+
+    class Map(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train: bool):
+            return {"only": x}
+
+    model = Localizer(Map(), num_classes=2)
+    x = pictures(1, 4, 5)
+    x = x.at[0, 1, 3, 0].set(100.0)
+    params = model.init(jax.random.key(0), x)["params"]
+    params["cells"]["kernel"] = params["cells"]["kernel"].at[0, 0, 0, 0].set(10.0)
+    outputs = model.apply({"params": params}, x)
+    head = params["class_head"]
+    np.testing.assert_allclose(
+        outputs["logits"][0], x[0, 1, 3] @ head["kernel"] + head["bias"], rtol=1e-4
+    )
+    # The centre of column 3 of 5 is at 0.7, that of row 1 of 4 at 0.375 of the side.
+    expected = [[0.7 - 0.5, 0.375 - 0.5, 0.0, 0.0]]
+    np.testing.assert_allclose(outputs["box_deltas"], expected, atol=1e-5)
 
 
 def test_unknown_backbones_and_options():
@@ -77,7 +101,7 @@ def test_overfits_one_batch():
     state = create_state(variables, tx)
     loss_fn = localization_loss(TINY, mean=0.5, std=0.25)
     train_step = make_train_step(loss_fn, tx)
-    for _ in range(300):
+    for _ in range(200):
         state, metrics = train_step(state, {"image": image, "boxes": boxes, "labels": labels})
         if float(metrics["localization_error"]) == 0 and float(metrics["iou"]) > 0.8:
             break
