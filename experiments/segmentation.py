@@ -66,7 +66,7 @@ class Config:
     """Training scenes."""
     num_val: int = 500
     num_test: int = 1000
-    epochs: int = 6
+    epochs: int = 4
     batch_size: int = 16
     learning_rate: float = 4e-3
     """Of Adam; it falls to 0 along a half cosine."""

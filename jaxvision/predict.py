@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from jaxvision.data import classification_eval, read_image
+from jaxvision.errors import UserError
 from jaxvision.models import get_model
 from jaxvision.ops import normalize_images
 from jaxvision.train.checkpoint import load_checkpoint
@@ -99,6 +100,11 @@ class Predictor:
         """
         published = str(weights) in ("DEFAULT", *CATALOG.get(name, {}))
         found = find_weights(name, str(weights) if published else "IMAGENET1K_V1")
+        if found.preprocessing.crop_size is None:
+            raise UserError(
+                f"expected a network that classifies pictures, but {name} segments them: build it "
+                f"with get_model({name!r}) and load_weights, and call it on normalised pictures"
+            )
         if class_names is not None:
             options.setdefault("num_classes", len(class_names))
         variables = load_weights(name, weights, **options)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxvision.losses.forward import forward
 from jaxvision.metrics import accuracy
-from jaxvision.ops import normalize_images, valid_rows
 from jaxvision.types import Batch, LossFn
 
 
@@ -61,19 +61,10 @@ def classification_loss(
     """
 
     def loss_fn(params, batch_stats, batch: Batch, key, train: bool = True):
-        images = normalize_images(jnp.asarray(batch["image"]), mean, std)
+        logits, batch_stats = forward(
+            model, params, batch_stats, batch, key, train=train, mean=mean, std=std
+        )
         valid = batch.get("valid")
-        if valid is not None:
-            images = jnp.where(valid[:, None, None, None], images, 0.0)
-        variables = {"params": params, "batch_stats": batch_stats}
-        if train:
-            with valid_rows(valid):  # or BatchNorm would see the padding
-                logits, updated = model.apply(
-                    variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
-                )
-            batch_stats = updated.get("batch_stats", batch_stats)
-        else:
-            logits = model.apply(variables, images, train=False)
         labels = jnp.asarray(batch["label"])
         targets = jnp.asarray(batch.get("soft_label", labels))
         loss = cross_entropy(logits, targets, valid, label_smoothing)
