@@ -1,6 +1,6 @@
 """Selective Search: how well its boxes cover the objects, how long it takes, how it groups.
 
-    python experiments/selective_search.py                  # two minutes on two cores
+    python experiments/selective_search.py                  # some minutes
     python experiments/selective_search.py --size 224
     python experiments/selective_search.py --data voc2007 --source VOC_ARCHIVES
     python experiments/selective_search.py --quick          # the figures mean nothing

@@ -136,7 +136,7 @@ def localization_loss(
     where it is padded, `valid` bool [b]. The model returns "logits" and "box_deltas", see
     `decode_picture_boxes`. The loss is cross-entropy + `box_weight` * `box_regression_loss` and,
     where the model returns "cell_logits", + `cell_weight` * `cell_cross_entropy`: told where to
-    look, a network learns what is there many times faster. The metrics are the loss, its parts, and
+    look, a network learns sooner what is there. The metrics are the loss, its parts, and
     those of `localization_metrics`.
     """
 
