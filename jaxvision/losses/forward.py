@@ -16,7 +16,7 @@ def forward(
     params: Any,
     batch_stats: Any,
     batch: Batch,
-    key: jax.Array,
+    key: jax.Array | None,
     *,
     train: bool,
     mean: float | Sequence[float],
@@ -25,7 +25,8 @@ def forward(
     """Returns `(outputs, batch_stats)` of the batch's pictures, normalised to `(x - mean) / std`.
 
     In training the statistics are new ones, to which padded examples (`valid` False) add nothing,
-    and `key` drives dropout. A padded picture is black, whatever it holds.
+    and `key` drives dropout; otherwise it may be None. A padded picture is
+    black, whatever it holds.
     """
     images = normalize_images(jnp.asarray(batch["image"]), mean, std)
     valid = batch.get("valid")
