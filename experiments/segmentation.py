@@ -10,6 +10,12 @@ skips. All else is equal: the scenes, their order, the steps, and for one seed t
 the layers that they share. At full resolution every layer has `--full-widths` channels, so that it
 costs about as much: what the same widths would cost there is in the table too.
 
+torchvision's fcn_resnet50 and deeplabv3_resnet50 take their place beside these with `--ways`, or
+alone, from converted weights or from none:
+
+    python experiments/segmentation.py --upsampling fcn_resnet50 --full-size \\
+        --weights COCO_WITH_VOC_LABELS_V1 --learning-rate 1e-3
+
 The table has, of the test scenes, the mean IoU, and the accuracy of the pixels that have a boundary
 within `--boundary` pixels; and what a network costs. Runs of `--all` that are finished are not done
 again: after an interruption, go on with `--run-dir … --resume`.
@@ -42,20 +48,23 @@ from jaxvision.report.segmentation import write_segmentation_report
 from jaxvision.train.checkpoint import load_checkpoint
 from jaxvision.train.optim import adam
 from jaxvision.train.run import Run, enable_compilation_cache, read_config
+from jaxvision.weights import Preprocessing, load_weights
 
 WAYS = get_args(Upsampling)
-MEAN, STD = 0.5, 0.25
+Torchvision = Literal["fcn_resnet50", "deeplabv3_resnet50"]
+Network = Upsampling | Torchvision
 SHOWN = 200
 """Test pictures whose maps are drawn, or kept to be drawn beside another network's."""
 
 
 @dataclass(frozen=True)
 class Config:
-    upsampling: Upsampling = "unet"
-    """How maps grow."""
+    upsampling: Network = "unet"
+    """How maps grow, or a network of torchvision's, which does it by bilinear resizing."""
     all: bool = False
     """Train every way of --ways with every seed, and compare them."""
-    ways: tuple[Upsampling, ...] = WAYS
+    ways: tuple[Network, ...] = WAYS
+    """Of --all; torchvision's networks take many times as long as the others."""
     seeds: int = 3
     """How many seeds --all trains each way with, from --seed on."""
     widths: tuple[int, ...] = (16, 32, 64, 128)
@@ -70,6 +79,12 @@ class Config:
     batch_size: int = 16
     learning_rate: float = 4e-3
     """Of Adam; it falls to 0 along a half cosine."""
+    weights: str | None = None
+    """Of torchvision's networks: a .pth file, an address, or a published name such as
+    COCO_WITH_VOC_LABELS_V1. The layers that tell classes apart are replaced. By default all
+    weights are drawn."""
+    torchvision_width: int = 64
+    """Channels of the first stage of torchvision's networks; other than 64 for small machines."""
     boundary: int = 2
     """How near a boundary a pixel must be to count for the boundary accuracy."""
     full_size: bool = False
@@ -146,8 +161,8 @@ def train_one(config: Config, splits: dict[str, ArrayDataset], run: Run) -> dict
     model, variables, meta = load_checkpoint(run.path, "best")
     variables = jax.device_put(variables)
     test, num_classes = splits["test"], len(splits["test"].class_names)
-    maps = predicted_maps(model, variables, test, MEAN, STD)
-    evaluation = Evaluation(model, test, MEAN, STD, config.boundary)
+    maps = predicted_maps(model, variables, test, *normalization(config))
+    evaluation = Evaluation(model, test, *normalization(config), config.boundary)
     scores = evaluation.scores(maps)
     train_batch = training.batches(0)
     result = {
@@ -184,15 +199,16 @@ def make_training(config: Config, splits: dict[str, ArrayDataset]) -> Training:
     train_set = splits["train"]
     batches = Batches(train_set, config.batch_size, seed=config.seed, drop_last=True)
     rate = falling_rate(config.learning_rate, config.epochs, batches)
-    evaluation_options = (splits["val"], MEAN, STD, config.boundary)
+    mean, std = normalization(config)
+    evaluation_options = (splits["val"], mean, std, config.boundary)
+    model, options = network_of(config, len(train_set.class_names))
+    initial = None
+    if config.weights is not None and model != "encoder_decoder":
+        initial = load_weights(model, config.weights, seed=config.seed, **options)
     return Training(
-        model="encoder_decoder",
-        options={
-            "num_classes": len(train_set.class_names),
-            "upsampling": config.upsampling,
-            "widths": config.full_widths if config.upsampling == "full" else config.widths,
-        },
-        make_loss=lambda model: segmentation_loss(model, mean=MEAN, std=STD),
+        model=model,
+        options=options,
+        make_loss=lambda model: segmentation_loss(model, mean=mean, std=std),
         make_evaluation=lambda model: Evaluation(model, *evaluation_options),
         batches=batches,
         tx=adam(rate),
@@ -200,8 +216,25 @@ def make_training(config: Config, splits: dict[str, ArrayDataset]) -> Training:
         epochs=config.epochs,
         seed=config.seed,
         best="val/mean_iou",
-        meta={"mean": MEAN, "std": STD},
+        meta={"task": "segmentation", "mean": mean, "std": std},
+        initial=initial,
     )
+
+
+def network_of(config: Config, num_classes: int) -> tuple[str, dict[str, Any]]:
+    """Returns the model's name and its options."""
+    if config.upsampling in get_args(Torchvision):
+        return config.upsampling, {"num_classes": num_classes, "width": config.torchvision_width}
+    widths = config.full_widths if config.upsampling == "full" else config.widths
+    options = {"num_classes": num_classes, "upsampling": config.upsampling, "widths": widths}
+    return "encoder_decoder", options
+
+
+def normalization(config: Config) -> tuple[Any, Any]:
+    """Returns the mean and standard deviation that pictures are normalised by."""
+    if config.upsampling in get_args(Torchvision):
+        return Preprocessing().mean, Preprocessing().std
+    return 0.5, 0.25
 
 
 def words(result: dict[str, Any]) -> str:
@@ -254,7 +287,7 @@ def claims_of(results: list[dict[str, Any]]) -> dict[str, bool]:
     iou: dict[str, list[float]] = {}
     for result in results:
         iou.setdefault(result["upsampling"], []).append(result["mean_iou"])
-    others = [value for way, values in iou.items() if way != "unet" for value in values]
+    others = [value for way in iou.keys() & set(WAYS) - {"unet"} for value in iou[way]]
     claims = {}
     if "max_unpool" in iou and "bed_of_nails" in iou:
         claims["max-unpooling has a higher mean IoU than bed of nails"] = min(
@@ -324,6 +357,12 @@ def check(config: Config) -> None:
         raise UserError(f"expected --seeds of at least 1, got {config.seeds}")
     if not config.ways or len(set(config.ways)) < len(config.ways):
         raise UserError(f"expected each of --ways once, got {' '.join(config.ways) or 'none'}")
+    networks = config.ways if config.all else (config.upsampling,)
+    if config.weights is not None and not set(networks) & set(get_args(Torchvision)):
+        raise UserError(
+            f"expected --weights for {' or '.join(get_args(Torchvision))}: the encoder-decoder "
+            f"({', '.join(networks)}) is trained from the start"
+        )
     if config.boundary < 1:
         raise UserError(f"expected --boundary of at least 1 pixel, got {config.boundary}")
     if len(config.full_widths) != len(config.widths):

@@ -22,15 +22,17 @@ from jaxvision.train.log import RunLog
 from jaxvision.train.optim import LearningRate, Schedule, cosine_lr, warmup
 from jaxvision.train.resident import ResidentData
 from jaxvision.train.run import Run
-from jaxvision.types import LossFn
+from jaxvision.types import LossFn, Variables
 
 
 @dataclass(frozen=True)
 class Training:
     """One network to train: `options` build `model`, and `make_loss` its loss function.
 
-    `batches` has no augmentation on the host: the pictures live on the device. `best` names the
-    metric that ranks checkpoints. `meta` goes into the checkpoint besides.
+    `best` names the metric that ranks checkpoints. `meta` goes into the checkpoint besides.
+    `initial` are the first variables, by default drawn with `seed`. The pictures live on the device
+    unless `input_shape` says what the host makes of them: then `batches` has augmentation, and
+    `workers` threads make the next batches meanwhile. `ema_decay`: see `make_train_step`.
     """
 
     model: str
@@ -44,6 +46,10 @@ class Training:
     seed: int
     best: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    initial: Variables | None = None
+    input_shape: tuple[int, int, int] | None = None
+    workers: int = 0
+    ema_decay: float | None = None
 
 
 def train(training: Training, run: Run, *, log_every: int) -> None:
@@ -51,9 +57,10 @@ def train(training: Training, run: Run, *, log_every: int) -> None:
     batches, dataset = training.batches, training.batches.dataset
     # Before anything is written: a model that does not fit the pictures is refused here.
     model = get_model(training.model, **training.options)
-    input_shape = tuple(dataset.images.shape[1:])
+    resident = training.input_shape is None
+    input_shape = tuple(dataset.images.shape[1:] if resident else training.input_shape)
     blank = jnp.zeros((1, *input_shape), jnp.float32)
-    variables = jax.jit(model.init)(jax.random.key(training.seed), blank)
+    variables = training.initial or jax.jit(model.init)(jax.random.key(training.seed), blank)
     run.write_config(
         data_source=dataset.source,
         train_pictures=len(dataset),
@@ -68,11 +75,15 @@ def train(training: Training, run: Run, *, log_every: int) -> None:
         "source": dataset.source,
         **training.meta,
     }
-    data = ResidentData(batches)
+    data = ResidentData(batches) if resident else batches
     train_step = make_train_step(
-        training.make_loss(model), training.tx, seed=training.seed, select=data.select
+        training.make_loss(model),
+        training.tx,
+        seed=training.seed,
+        ema_decay=training.ema_decay,
+        select=data.select if resident else None,
     )
-    state = create_state(variables, training.tx)
+    state = create_state(variables, training.tx, ema=training.ema_decay is not None)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     fit_in_run(
         run,
@@ -87,6 +98,7 @@ def train(training: Training, run: Run, *, log_every: int) -> None:
         meta=meta,
         heading=f"{training.model}: {count:,} parameters",
         log_every=log_every,
+        workers=training.workers,
         line=line,
     )
 

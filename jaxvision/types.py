@@ -5,10 +5,11 @@ b batch, h height, w width, c channels, n boxes or RoIs, m ground truths, k clas
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int32
 
 Array = jax.Array | np.ndarray
 
@@ -25,3 +26,16 @@ LossFn = Callable[..., tuple[jax.Array, tuple[Any, Metrics]]]
 """`(params, batch_stats, batch, key, train=True) -> (loss, (batch_stats, metrics))`.
 
 The loss and every metric are means over the batch's valid examples."""
+
+
+class PaddedDetections(NamedTuple):
+    """What a detector found, of a fixed number n, best first; `valid` says which rows are real.
+
+    Boxes are (x1, y1, x2, y2) in pixels of the picture as the network saw it. What is padding holds
+    zeros. A batch of pictures has a leading axis.
+    """
+
+    boxes: Float[Array, "*b n 4"]
+    scores: Float[Array, "*b n"]
+    labels: Int32[Array, "*b n"]
+    valid: Bool[Array, "*b n"]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from jaxvision.data.arrays import ArrayDataset
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
 from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.weights import to_torch, write_torch
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +68,27 @@ def test_several_ways_and_the_table_and_nothing_is_done_twice(segmentation, conf
         assert {k: v for k, v in old.items() if k not in timed} == {
             k: v for k, v in new.items() if k not in timed
         }
+
+
+def test_torchvisions_networks_start_from_converted_weights(segmentation, config, tmp_path, capsys):
+    file = tmp_path / "fcn.pth"
+    model = get_model("fcn_resnet50", num_classes=21, width=8)
+    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+    write_torch(file, to_torch("fcn_resnet50", variables, num_classes=21, width=8))
+    config = dataclasses.replace(
+        config, upsampling="fcn_resnet50", weights=str(file), torchvision_width=8
+    )
+    training = segmentation.make_training(config, segmentation.load_scenes(config))
+    assert "fresh head for 11 classes" in capsys.readouterr().out
+    model = get_model(training.model, **training.options)
+    outputs = model.apply(training.initial, jnp.zeros((1, 64, 64, 3)))
+    assert outputs["out"].shape == (1, 64, 64, 11)
+    kept = training.initial["params"]["backbone"]["layer4"]["2"]["conv3"]["kernel"]
+    np.testing.assert_array_equal(
+        kept, variables["params"]["backbone"]["layer4"]["2"]["conv3"]["kernel"]
+    )
+    with pytest.raises(UserError, match="expected --weights for fcn_resnet50 or"):
+        segmentation.check(dataclasses.replace(config, upsampling="unet"))
 
 
 def test_one_network_leaves_a_checkpoint_that_predicts(segmentation, config):
