@@ -50,7 +50,7 @@ def prepare(builder: Any, *, data_dir: Path, manual_dir: Path | None = None) -> 
     remove_stale(final.parent, "incomplete.*")
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
     try:
-        with _no_tfds_bars():
+        with _no_tfds_bars(), _records_in_memory():
             builder.download_and_prepare(download_config=config)
     except Exception as error:
         if final.exists():  # another process was quicker: its result is the same
@@ -242,6 +242,20 @@ def remove_stale(folder: Path, pattern: str) -> None:
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+@contextlib.contextmanager
+def _records_in_memory() -> Iterator[None]:
+    """Lets TFDS hold a whole split, compressed, in memory: from 1 GB on it would sort the records
+    in files, which it opens with TensorFlow."""
+    from tensorflow_datasets.core import shuffle
+
+    limit = shuffle.MAX_MEM_BUFFER_SIZE
+    shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
+    try:
+        yield
+    finally:
+        shuffle.MAX_MEM_BUFFER_SIZE = limit
 
 
 @contextlib.contextmanager

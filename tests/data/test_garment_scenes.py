@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorflow_datasets.core import shuffle as tfds_shuffle
 
 from jaxvision.data import load_detection, load_splits
 from jaxvision.data import scenes as scenes_module
@@ -148,6 +149,15 @@ def test_fewer_than_what_is_there_are_its_first_ones(prepared_dir, copied, monke
     np.testing.assert_array_equal(splits["train"].images, expected)
     assert len(lines) == 1
     assert "128_embedded/" in lines[0]
+
+
+def test_a_split_larger_than_what_tfds_keeps_in_memory(tmp_path, embedded_dir, monkeypatch):
+    # From this size on TFDS sorts records in files, with TensorFlow, which is not installed.
+    monkeypatch.setattr(tfds_shuffle, "MAX_MEM_BUFFER_SIZE", 10_000)
+    shutil.copytree(embedded_dir, tmp_path / "d")
+    splits = load(tmp_path / "d", counts={"train": 2, "val": 1, "test": 1})
+    assert len(splits["train"]) == 2
+    assert tfds_shuffle.MAX_MEM_BUFFER_SIZE == 10_000
 
 
 def test_the_full_set_gives_other_scenes(tmp_path, tiny_full, prepared_dir):
