@@ -13,28 +13,35 @@ What is not augmented is timed too, as `plain`: batches gathered from memory. Th
 block by block, as in `pipeline.py`; what counts is the ratio of neighbouring blocks.
 """
 
-import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from classifier import find_torch_python, is_disturbed, spread
-from pipeline import DEPTH_PER_WORKER
-from rich.console import Console
+from classifier import spread
+from loader_turns import (
+    LoaderSide,
+    Side,
+    check,
+    conclude,
+    make_console,
+    open_torch,
+    ratios_of,
+    time_blocks,
+    torch_side,
+    versions_of,
+)
 from rich.table import Table
 from torch_loop import TorchProcess
 
-from jaxvision.data import DetectionBatches, color_jitter, compose, prefetch
+from jaxvision.data import DetectionBatches, color_jitter, compose
 from jaxvision.data.detection import DetectionDataset, Objects
 from jaxvision.data.detection_transforms import random_flip, scale_jitter
 from jaxvision.errors import UserError, exit_on_user_error
 
-HERE = Path(__file__).resolve().parent
 WORK = ("augmented", "plain")
 SCALE, COLOR = (0.5, 1.5), 0.4
 """The range of the scale, and how far brightness, contrast and saturation change."""
@@ -99,71 +106,23 @@ def write_scenes(path: Path, scenes: DetectionDataset) -> None:
     )
 
 
-class JaxvisionSide:
-    """Our pipeline, which goes on where the block before ended."""
-
-    def __init__(self, scenes: DetectionDataset, workers: int, batch_size: int, work: str):
-        transform = None
-        if work == "augmented":
-            transform = compose(
-                random_flip(0.5),
-                scale_jitter(scenes.images.shape[1:3], SCALE),
-                color_jitter(COLOR, COLOR, COLOR),
-            )
-        self.batches = DetectionBatches(scenes, batch_size, transform=transform)
-        self.workers, self.step = workers, 0
-
-    def seconds(self, warmup: int, number: int) -> float:
-        """Seconds that `number` batches take, after `warmup` that are not counted."""
-        stop, depth = self.step + warmup + number, DEPTH_PER_WORKER * self.workers
-        batches = map(self.batches, range(self.step, stop))
-        if self.workers:
-            # As many more as a loader of PyTorch's is ahead when its block ends.
-            batches = prefetch(
-                self.batches, self.step, stop + depth, workers=self.workers, depth=depth
-            )
-        for _ in range(warmup):
-            next(batches)
-        since = time.perf_counter()
-        for _ in range(number):
-            next(batches)
-        taken = time.perf_counter() - since
-        if self.workers:
-            batches.close()
-        self.step = stop
-        return taken
-
-
-def time_blocks(
+def make_sides(
     config: Config, workers: int, work: str, scenes: DetectionDataset, torch: TorchProcess | None
-) -> dict[str, Any]:
-    """Seconds a picture of both sides, block by block."""
-    ours = JaxvisionSide(scenes, workers, config.batch_size, work)
-    sides: dict[str, Callable[[int, int], float]] = {"jaxvision": ours.seconds}
+) -> dict[str, Side]:
+    transform = None
+    if work == "augmented":
+        transform = compose(
+            random_flip(0.5),
+            scale_jitter(scenes.images.shape[1:3], SCALE),
+            color_jitter(COLOR, COLOR, COLOR),
+        )
+    batches = DetectionBatches(scenes, config.batch_size, transform=transform)
+    sides: dict[str, Side] = {"jaxvision": LoaderSide(batches, workers)}
     if torch is not None:
-
-        def theirs(warmup: int, number: int) -> float:
-            answer = torch.request(
-                work=work,
-                workers=workers,
-                batch_size=config.batch_size,
-                warmup=warmup,
-                batches=number,
-            )
-            assert answer["shape"] == [config.batch_size, 3, config.size, config.size], answer
-            return answer["seconds"]
-
-        sides["pytorch"] = theirs
-    warmup = DEPTH_PER_WORKER * workers + 1
-    numbers = {}
-    for name, run in sides.items():
-        estimate = run(warmup, 2) / 2
-        numbers[name] = config.batches or max(2, round(config.seconds / estimate))
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(config.repeats):
-        for name, run in sides.items():
-            seconds[name].append(run(warmup, numbers[name]) / numbers[name] / config.batch_size)
-    return {"work": work, "workers": workers, "batches": numbers, "seconds_per_step": seconds}
+        shape = [config.batch_size, 3, config.size, config.size]
+        request = {"work": work, "workers": workers, "batch_size": config.batch_size}
+        sides["pytorch"] = torch_side(torch, shape, **request)
+    return sides
 
 
 def table_of(results: list[dict[str, Any]], size: int) -> Table:
@@ -175,83 +134,42 @@ def table_of(results: list[dict[str, Any]], size: int) -> Table:
         cells = [spread([1 / s for s in seconds["jaxvision"]], ",.0f"), "not installed", ""]
         if "pytorch" in seconds:
             cells[1] = spread([1 / s for s in seconds["pytorch"]], ",.0f")
-            cells[2] = spread(ratios_of(result), ".2f")
+            cells[2] = spread(ratios_of(result, "pytorch"), ".2f")
         table.add_row(result["work"], str(result["workers"]), *cells)
     return table
 
 
-def ratios_of(result: dict[str, Any]) -> list[float]:
-    """Our throughput over PyTorch's, for each pair of neighbouring blocks: above 1 is quicker."""
-    seconds = result["seconds_per_step"]
-    pairs = zip(seconds["jaxvision"], seconds.get("pytorch", []), strict=False)
-    return [torch / ours for ours, torch in pairs]
-
-
 def main(config: Config) -> dict[str, Any]:
-    batches = 1 if config.batches is None else config.batches
-    counts = (config.batch_size, config.pictures, config.repeats, batches)
-    if min(counts) < 1 or min(config.workers, default=-1) < 0 or config.seconds <= 0:
-        raise UserError(
-            "--batch-size, --pictures, --repeats and --batches must be at least 1, --workers at "
-            "least 0, --seconds above 0"
-        )
-    if config.pictures < config.batch_size or config.size < 16:
-        raise UserError(
-            f"--pictures must be at least --batch-size, {config.batch_size}, and --size at least 16"
-        )
-    python = find_torch_python(config.torch_python)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    check(config)
+    if config.size < 16:
+        raise UserError(f"--size must be at least 16, got {config.size}")
+    console = make_console(120)
     scenes = make_scenes(config.pictures, config.size)
     with tempfile.TemporaryDirectory() as folder:
-        torch = None
-        if python is not None:
-            path = Path(folder) / "scenes.npz"
-            write_scenes(path, scenes)
-            torch = TorchProcess(
-                [str(python), str(HERE / "torch_detection_pipeline.py"), str(path)]
+        path = Path(folder) / "scenes.npz"
+        write_scenes(path, scenes)
+        with open_torch(config.torch_python, "torch_detection_pipeline.py", path) as torch:
+            facts = {
+                "date": time.strftime("%Y-%m-%d %H:%M"),
+                "cores": os.cpu_count(),
+                "load": os.getloadavg()[0],
+                "pytorch": torch and torch.facts,
+            }
+            console.print(
+                f"{facts['date']}, {facts['cores']} cores, load {facts['load']:.1f} before; "
+                f"{config.pictures} pictures in memory\nPyTorch: {versions_of(torch)}",
+                highlight=False,
             )
-            if "missing" in torch.facts:
-                torch.close()
-                torch = None
-        facts = {
-            "date": time.strftime("%Y-%m-%d %H:%M"),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
-            "pytorch": torch and torch.facts,
-        }
-        versions = "not installed (give --torch-python a Python that has it and torchvision)"
-        if torch is not None:
-            versions = (
-                f"torch {torch.facts['torch']}, torchvision {torch.facts['torchvision']}, "
-                f"{torch.facts['threads']} threads"
-            )
-        console.print(
-            f"{facts['date']}, {facts['cores']} cores, load {facts['load']:.1f} before; "
-            f"{config.pictures} pictures in memory\nPyTorch: {versions}",
-            highlight=False,
-        )
-        try:
             results = [
-                time_blocks(config, workers, work, scenes, torch)
+                {
+                    "work": work,
+                    **time_blocks(config, n, make_sides(config, n, work, scenes, torch)),
+                }
                 for work in WORK
-                for workers in config.workers
+                for n in config.workers
             ]
-        finally:
-            if torch is not None:
-                torch.close()
     console.print(table_of(results, config.size))
-    if is_disturbed(results):
-        console.print("NOT A FAIR COMPARISON: other programs were using this machine")
-    numbers = {
-        "environment": facts,
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        "results": results,
-    }
-    if config.json is not None:
-        config.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    return numbers
+    return conclude(console, config, facts, results)
 
 
 if __name__ == "__main__":

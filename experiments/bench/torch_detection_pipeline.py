@@ -2,19 +2,13 @@
 
     python experiments/bench/torch_detection_pipeline.py SCENES.npz
 
-It needs PyTorch and torchvision alone, in a process of its own. Lines of JSON go both ways: first
-the versions come out; then each request `{"work", "workers", "batch_size", "warmup", "batches"}` is
-answered with the seconds that the batches took.
+A request has `workers`, `batch_size`, `work` and what `torch_loaders.py` says.
 """
 
 import argparse
-import json
-import platform
-import sys
-import time
-import warnings
+from functools import partial
 
-from torch_loop import import_torch, say
+from torch_loaders import endless, serve
 
 SCALE, COLOR = (0.5, 1.5), 0.4
 
@@ -63,64 +57,22 @@ def make_transform(torchvision, size: int):
     )
 
 
-def endless_loader(torch, torchvision, path: str, workers: int, batch_size: int, work: str):
-    """Shuffled batches without an end, so that no block of time has an epoch's start in it."""
-    dataset = Scenes(torch, torchvision, path, None)
+def make_loader(torch, torchvision, *, scenes: str, workers: int, batch_size: int, work: str):
+    dataset = Scenes(torch, torchvision, scenes, None)
     if work == "augmented":
         dataset.transform = make_transform(torchvision, dataset.images.shape[-1])
-    sampler = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=10**9)
 
     def collate(examples):
         images, targets = zip(*examples, strict=True)
         return torch.stack(images), targets
 
     # The workers start from this process, so that `collate` need not be pickled.
-    return iter(
-        torch.utils.data.DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            multiprocessing_context="fork" if workers else None,
-        )
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("scenes")
-    path = parser.parse_args().scenes
-    try:
-        torch, torchvision = import_torch()
-        if torchvision is None:
-            raise ImportError("torchvision is not installed")
-        import torchvision.transforms.v2
-        import torchvision.tv_tensors
-    except ImportError as error:
-        say(missing=str(error))
-        return
-    warnings.simplefilter("ignore")
-    say(
-        python=platform.python_version(),
-        torch=torch.__version__,
-        torchvision=torchvision.__version__,
-        threads=torch.get_num_threads(),
-    )
-    current = batches = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        warmup, number = request.pop("warmup"), request.pop("batches")
-        if request != current:
-            batches = None  # ends the workers of the loader before
-            current, batches = request, endless_loader(torch, torchvision, path, **request)
-        for _ in range(warmup):
-            next(batches)
-        since = time.perf_counter()
-        for _ in range(number):
-            images, _ = next(batches)
-        say(seconds=time.perf_counter() - since, shape=list(images.shape), dtype=str(images.dtype))
+    context = "fork" if workers else None
+    options = {"collate_fn": collate, "multiprocessing_context": context}
+    return endless(torch, dataset, workers, batch_size, **options)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scenes")
+    serve(partial(make_loader, scenes=parser.parse_args().scenes))

@@ -1,29 +1,25 @@
 """The report of a detection run: report.html, from its records and what it found."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from jaxvision.metrics.boxes import field_of
 from jaxvision.metrics.coco import coco_scores
 from jaxvision.metrics.detection import AveragePrecision, detection_average_precision
-from jaxvision.metrics.errors import (
-    ERROR_KINDS,
-    ClassGroups,
-    ErrorBreakdown,
-    detection_confusion,
-    error_breakdown,
-)
+from jaxvision.metrics.errors import ClassGroups, detection_confusion, error_breakdown
 from jaxvision.report import html, plots
-from jaxvision.report.detection_drawings import (
-    draw_missed,
-    draw_mistake,
-    draw_truth_and_found,
-)
-from jaxvision.report.detection_plots import error_pies, precision_recall_grid
+from jaxvision.report.detection_drawings import draw_truth_and_found
+from jaxvision.report.detection_plots import precision_recall_grid
 from jaxvision.report.embed import to_svg
+from jaxvision.report.errors import (
+    Detections,
+    ImageAt,
+    cell,
+    error_section,
+    mistakes_section,
+    spread,
+)
 from jaxvision.report.html import Headline, Section
 from jaxvision.report.records import Record
 from jaxvision.report.run_sections import (
@@ -36,11 +32,7 @@ from jaxvision.report.run_sections import (
 )
 
 MOST_PICTURES_SHOWN = 12
-MOST_OF_A_KIND_SHOWN = 4
 _METRICS = (Metric("loss", "loss", share=False),)
-
-Detections = Sequence[Mapping[str, Any]]
-ImageAt = Callable[[int], np.ndarray]
 
 
 def write_detection_report(
@@ -124,14 +116,14 @@ def _evaluation(
     sections = [
         _precision_section(curves, older, coco, class_names),
         _confusion_section(predictions, targets, class_names, score_threshold),
-        _error_section(breakdowns, class_names),
+        error_section(breakdowns, class_names),
     ]
     if image_at is not None:
         sections.append(
             _pictures_section(predictions, targets, class_names, image_at, score_threshold)
         )
         sections.append(
-            _mistakes_section(breakdowns[name], predictions, targets, class_names, image_at)
+            mistakes_section(breakdowns[name], predictions, targets, class_names, image_at)
         )
     return tiles, sections
 
@@ -155,13 +147,13 @@ def _precision_section(
         columns.append(result.ap)
         means.append(result.mean)
     rows = [
-        (class_names[k], f"{area.num_objects[k]:,}", *(_cell(column[k]) for column in columns))
+        (class_names[k], f"{area.num_objects[k]:,}", *(cell(column[k]) for column in columns))
         for k in range(len(class_names))
     ]
-    rows.append(("Mean over classes", f"{area.num_objects.sum():,}", *map(_cell, means)))
+    rows.append(("Mean over classes", f"{area.num_objects.sum():,}", *map(cell, means)))
     names = {"bbox": "Boxes", "segm": "Masks"}
     summaries = [
-        (names[kind], *(_cell(value).removesuffix(" %") for value in scores.summary.values()))
+        (names[kind], *(cell(value).removesuffix(" %") for value in scores.summary.values()))
         for kind, scores in coco.items()
     ]
     summary = html.table(("COCO (%)", *coco["bbox"].summary), summaries)
@@ -190,29 +182,6 @@ def _confusion_section(
     return Section("Confusion", html.plot(to_svg(figure, "Confusion matrix"), caption, wide=True))
 
 
-def _error_section(breakdowns: Mapping[str, ErrorBreakdown], class_names: Sequence[str]) -> Section:
-    pies = html.plot(
-        to_svg(error_pies(breakdowns), "Kinds of errors"),
-        "Each class's best detections, as many as it has objects; the mean over classes (Hoiem et "
-        "al., 2012).",
-        wide=len(breakdowns) > 1,
-    )
-    summary = [
-        (name, *(_cell(b.shares[kind]) for kind in ERROR_KINDS), _cell(b.missed_share))
-        for name, b in breakdowns.items()
-    ]
-    heading = tuple(kind.capitalize() for kind in ERROR_KINDS)
-    body = pies + html.table(("Detector", *heading, "Missed objects"), summary)
-    first = next(iter(breakdowns.values()))
-    missed = first.num_objects - first.counts[:, 0]
-    rows = [
-        (name, *(f"{count:,}" for count in counts), f"{left:,}")
-        for name, counts, left in zip(class_names, first.counts, missed, strict=True)
-    ]
-    by_class = html.table(("Class", *heading, "Missed objects"), rows)
-    return Section("Errors", body + html.details("By class", by_class))
-
-
 def _pictures_section(
     predictions: Detections,
     targets: Sequence[Any],
@@ -220,7 +189,7 @@ def _pictures_section(
     image_at: ImageAt,
     score_threshold: float,
 ) -> Section:
-    chosen = _spread(len(targets), MOST_PICTURES_SHOWN)
+    chosen = spread(len(targets), MOST_PICTURES_SHOWN)
     drawings = [
         draw_truth_and_found(image_at(i), targets[i], predictions[i], class_names, score_threshold)
         for i in chosen
@@ -228,49 +197,3 @@ def _pictures_section(
     words = f"Detections of at least {percent(score_threshold, 0)}, from all over the data set."
     captions = [[f"picture {i}"] for i in chosen]
     return Section("Pictures", html.paragraph(words) + html.drawings(drawings, captions))
-
-
-def _mistakes_section(
-    breakdown: ErrorBreakdown,
-    predictions: Detections,
-    targets: Sequence[Any],
-    class_names: Sequence[str],
-    image_at: ImageAt,
-) -> Section:
-    """Shows the best detections of each kind of error, and objects that were missed."""
-    parts = [
-        html.paragraph(
-            "The detections of the highest scores among the mistakes; dashed is the object that "
-            "decides what kind of mistake it is."
-        )
-    ]
-    for kind in range(1, len(ERROR_KINDS)):
-        drawings, captions = [], []
-        for row in np.flatnonzero(breakdown.kind == kind)[:MOST_OF_A_KIND_SHOWN]:
-            i, j = int(breakdown.picture[row]), int(breakdown.object_index[row])
-            found = predictions[i], int(breakdown.index[row])
-            drawings.append(draw_mistake(image_at(i), targets[i], j, *found, class_names))
-            overlap = f", IoU {breakdown.overlap[row]:.2f}" if j >= 0 else ""
-            captions.append([f"picture {i}{overlap}"])
-        parts.append(_kind_html(ERROR_KINDS[kind].capitalize(), drawings, captions))
-    drawings, captions = [], []
-    for row in _spread(len(breakdown.missed_index), MOST_OF_A_KIND_SHOWN):
-        i, j = int(breakdown.missed_picture[row]), int(breakdown.missed_index[row])
-        drawings.append(draw_missed(image_at(i), targets[i], j, class_names))
-        captions.append([f"picture {i}"])
-    parts.append(_kind_html("Missed", drawings, captions))
-    return Section("Mistakes of each kind", "".join(parts))
-
-
-def _kind_html(heading: str, drawings: list[np.ndarray], captions: list[list[str]]) -> str:
-    body = html.drawings(drawings, captions, size="small") if drawings else html.paragraph("None.")
-    return f"<h3>{html.text(heading)}</h3>{body}"
-
-
-def _spread(number: int, most: int) -> list[int]:
-    """Returns up to `most` places evenly over 0..number-1: the first ones are no sample."""
-    return np.unique(np.linspace(0, number - 1, min(most, number)).astype(int)).tolist()
-
-
-def _cell(share: float) -> str:
-    return "-" if np.isnan(share) else percent(share, 1)
