@@ -29,7 +29,7 @@ $(VENV)/installed: pyproject.toml
 $(PARITY_VENV)/installed: pyproject.toml
 	$(PARITY_PYTHON) -m venv $(PARITY_VENV)
 	$(PARITY_VENV)/bin/python -m pip install --quiet --editable '.[dev,parity]'
-	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps torchvision==0.28.0
+	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps torchvision==0.28.0 yolox-datamint==0.3.1
 	@touch $@
 
 install: $(VENV)/installed

@@ -147,7 +147,17 @@ def make_training(config: Config, splits: Mapping[str, DetectionDataset]) -> Tra
         epochs=config.epochs,
         seed=config.seed,
         best="val/localization_error",
-        meta={"mean": MEAN, "std": STD},
+        meta={
+            "task": "localization",
+            "mean": MEAN,
+            "std": STD,
+            # A box filter is the mean of four pixels where a picture is halved, as in training.
+            "preprocessing": {
+                "kind": "resize",
+                "size": splits["train"].images.shape[1:3],
+                "interpolation": "bilinear" if config.full_size else "box",
+            },
+        },
     )
 
 

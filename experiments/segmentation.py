@@ -216,7 +216,17 @@ def make_training(config: Config, splits: dict[str, ArrayDataset]) -> Training:
         epochs=config.epochs,
         seed=config.seed,
         best="val/mean_iou",
-        meta={"task": "segmentation", "mean": mean, "std": std},
+        meta={
+            "task": "segmentation",
+            "mean": mean,
+            "std": std,
+            # A box filter is the mean of four pixels where a picture is halved, as in training.
+            "preprocessing": {
+                "kind": "resize",
+                "size": train_set.images.shape[1:3],
+                "interpolation": "bilinear" if config.full_size else "box",
+            },
+        },
         initial=initial,
     )
 

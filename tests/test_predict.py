@@ -71,8 +71,3 @@ def test_what_is_not_a_picture_is_refused(predictor, tmp_path):
         predictor(np.zeros((28, 28, 1)))
     with pytest.raises(ValueError, match="expected a picture"):
         predictor(np.zeros((2, 28, 28, 1), np.uint8))
-
-
-def test_networks_that_do_not_classify_are_refused():
-    with pytest.raises(UserError, match="fcn_resnet50 segments them: build it with get_model"):
-        Predictor.from_weights("fcn_resnet50")

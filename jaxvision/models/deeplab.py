@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxvision.models.fcn import DilatedSegmenter
-from jaxvision.models.layers import BatchNorm, Conv, ConvNormRelu
+from jaxvision.models.layers import BatchNorm, Conv, ConvNormActivation
 from jaxvision.models.resnet import resnet50, resnet101
 from jaxvision.ops import adaptive_avg_pool
 
@@ -24,7 +24,7 @@ class Branches(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w k"]:
-        block = partial(ConvNormRelu, FEATURES, dtype=self.dtype)
+        block = partial(ConvNormActivation, FEATURES, dtype=self.dtype)
         looks = [block(kernel_size=1, name="0")(x, train=train)]
         for i, rate in enumerate(self.rates, start=1):
             looks.append(block(dilation=rate, name=str(i))(x, train=train))
@@ -44,7 +44,7 @@ class PyramidPooling(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w k"]:
         x = Branches(self.rates, self.dtype, name="convs")(x, train=train)
-        x = ConvNormRelu(FEATURES, 1, dtype=self.dtype, name="project")(x, train=train)
+        x = ConvNormActivation(FEATURES, 1, dtype=self.dtype, name="project")(x, train=train)
         return nn.Dropout(0.5, deterministic=not train)(x)
 
 

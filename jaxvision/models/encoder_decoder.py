@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxvision.errors import UserError
-from jaxvision.models.layers import BatchNorm, Conv, ConvNormRelu, ConvTranspose
+from jaxvision.models.layers import BatchNorm, Conv, ConvNormActivation, ConvTranspose
 from jaxvision.ops import (
     max_pool,
     max_pool_with_argmax,
@@ -68,8 +68,8 @@ class EncoderDecoder(nn.Module):
         head = Conv(self.num_classes, (1, 1), dtype=self.dtype, name="head")
         return {"out": head(x)}
 
-    def _block(self, width: int, name: str) -> ConvNormRelu:
-        return ConvNormRelu(width, dtype=self.dtype, name=name)
+    def _block(self, width: int, name: str) -> ConvNormActivation:
+        return ConvNormActivation(width, dtype=self.dtype, name=name)
 
     def _shrunk(self, x):
         if self.upsampling == "max_unpool":

@@ -1,6 +1,9 @@
 """Layers with torch's semantics: explicit padding and torch's default initialisation."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -128,7 +131,7 @@ class BatchNorm(nn.Module):
     `train=True` normalises by the batch's own mean and biased variance and moves the stored ones:
     stored = (1 - momentum) * stored + momentum * batch's, where the variance that is stored is the
     *unbiased* one. `momentum` is torch's (linen's is 1 - it); None averages over all batches alike.
-    `train=False` normalises by the stored ones; so does `frozen`, whatever `train` is.
+    `train=False` normalises by the stored ones.
 
     Parameters `scale` and `bias` [c]; state `mean` and `var` [c] and `num_batches_tracked`, all but
     the last float32 whatever `dtype` is.
@@ -136,7 +139,6 @@ class BatchNorm(nn.Module):
 
     momentum: float | None = 0.1
     eps: float = 1e-5
-    frozen: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -148,7 +150,7 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         tracked = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32)
         x = x.astype(self.dtype)
-        if not train or self.frozen or self.is_initializing():
+        if not train or self.is_initializing():
             return normalize_by(x, mean.value, var.value, scale, bias, self.eps)
         if math.prod(x.shape[:-1]) < 2:
             raise ValueError(
@@ -164,31 +166,82 @@ class BatchNorm(nn.Module):
         return y
 
 
-class ConvNormRelu(nn.Module):
-    """A convolution that keeps the size, without bias, then BatchNorm and ReLU.
+class FrozenBatchNorm(nn.Module):
+    """torchvision's FrozenBatchNorm2d: batch normalisation of which nothing is ever learnt.
 
-    Numbered as in a torch Sequential, in which the convolution is number `first`.
+    Detectors train with a picture or two at a time, too few for statistics. `scale`, `bias`, `mean`
+    and `var` are all in `batch_stats`, so that neither gradients nor weight decay reach them.
+    """
+
+    eps: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *d c"], *, train: bool) -> Float[Array, "b *d c"]:
+        shape = x.shape[-1:]
+        starts = {"mean": jnp.zeros, "var": jnp.ones, "scale": jnp.ones, "bias": jnp.zeros}
+        state = {
+            name: self.variable("batch_stats", name, start, shape, jnp.float32).value
+            for name, start in starts.items()
+        }
+        return normalize_by(x.astype(self.dtype), **state, eps=self.eps)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Which batch normalisation a network has in all its layers; a call builds one.
+
+    A value that can be compared and hashed, as linen modules that have it as a field must be.
+    """
+
+    kind: Literal["batch", "frozen"] = "batch"
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+    def __call__(self, **options) -> BatchNorm | FrozenBatchNorm:
+        if self.kind == "frozen":
+            return FrozenBatchNorm(self.eps, **options)
+        return BatchNorm(self.momentum, self.eps, **options)
+
+
+class ConvNormActivation(nn.Module):
+    """A convolution that keeps the size, or halves it with a stride, a norm, and an activation.
+
+    Numbered as in a torch Sequential, in which the convolution is number `first`. Without a norm
+    the convolution has a bias.
     """
 
     features: int
     kernel_size: int = 3
+    stride: int = 1
     dilation: int = 1
+    groups: int = 1
+    norm: Norm | None = Norm()
+    activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
     first: int = 0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w k"]:
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 k"]:
         conv = Conv(
             self.features,
             (self.kernel_size, self.kernel_size),
+            self.stride,
             padding=self.dilation * (self.kernel_size // 2),
+            groups=self.groups,
+            use_bias=self.norm is None,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
             dilation=self.dilation,
-            use_bias=False,
             dtype=self.dtype,
             name=str(self.first),
         )
-        norm = BatchNorm(dtype=self.dtype, name=str(self.first + 1))
-        return nn.relu(norm(conv(x), train=train))
+        x = conv(x)
+        if self.norm is not None:
+            x = self.norm(dtype=self.dtype, name=str(self.first + 1))(x, train=train)
+        return x if self.activation is None else self.activation(x)
 
 
 class Head(nn.Module):

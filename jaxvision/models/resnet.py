@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxvision.models.layers import BatchNorm, Conv, Dense, kaiming_normal_fan_out
+from jaxvision.models.layers import Conv, Dense, Norm, kaiming_normal_fan_out
 from jaxvision.ops import global_avg_pool, max_pool
 
 
@@ -21,12 +21,13 @@ class Downsample(nn.Module):
 
     features: int
     stride: int
+    norm: Norm = Norm()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 k"]:
         x = _conv(self.features, 1, self.stride, dtype=self.dtype, name="0")(x)
-        return BatchNorm(dtype=self.dtype, name="1")(x, train=train)
+        return self.norm(dtype=self.dtype, name="1")(x, train=train)
 
 
 class BasicBlock(nn.Module):
@@ -37,6 +38,7 @@ class BasicBlock(nn.Module):
     groups: int = 1
     width_per_group: int = 64
     dilation: int = 1
+    norm: Norm = Norm()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -45,12 +47,14 @@ class BasicBlock(nn.Module):
             raise ValueError(
                 "a basic block has groups=1, width_per_group=64 and no dilation; use a bottleneck"
             )
-        conv, norm = partial(_conv, dtype=self.dtype), partial(BatchNorm, dtype=self.dtype)
+        conv, norm = partial(_conv, dtype=self.dtype), partial(self.norm, dtype=self.dtype)
         y = conv(self.features, 3, self.stride, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y, train=train))
         y = norm(name="bn2")(conv(self.features, 3, name="conv2")(y), train=train)
         if x.shape != y.shape:
-            shortcut = Downsample(self.features, self.stride, self.dtype, name="downsample")
+            shortcut = Downsample(
+                self.features, self.stride, self.norm, self.dtype, name="downsample"
+            )
             x = shortcut(x, train=train)
         return nn.relu(y + x)
 
@@ -63,11 +67,12 @@ class Bottleneck(nn.Module):
     groups: int = 1
     width_per_group: int = 64
     dilation: int = 1
+    norm: Norm = Norm()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 k"]:
-        conv, norm = partial(_conv, dtype=self.dtype), partial(BatchNorm, dtype=self.dtype)
+        conv, norm = partial(_conv, dtype=self.dtype), partial(self.norm, dtype=self.dtype)
         width = self.features * self.width_per_group // 64 * self.groups
         y = nn.relu(norm(name="bn1")(conv(width, 1, name="conv1")(x), train=train))
         conv2 = conv(
@@ -77,7 +82,9 @@ class Bottleneck(nn.Module):
         y = nn.relu(norm(name="bn2")(y, train=train))
         y = norm(name="bn3")(conv(4 * self.features, 1, name="conv3")(y), train=train)
         if x.shape != y.shape:
-            shortcut = Downsample(4 * self.features, self.stride, self.dtype, name="downsample")
+            shortcut = Downsample(
+                4 * self.features, self.stride, self.norm, self.dtype, name="downsample"
+            )
             x = shortcut(x, train=train)
         return nn.relu(y + x)
 
@@ -93,6 +100,7 @@ class Stage(nn.Module):
     width_per_group: int
     first_dilation: int = 1
     dilation: int = 1
+    norm: Norm = Norm()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -104,6 +112,7 @@ class Stage(nn.Module):
                 self.groups,
                 self.width_per_group,
                 self.first_dilation if i == 0 else self.dilation,
+                self.norm,
                 self.dtype,
                 name=str(i),
             )
@@ -120,7 +129,8 @@ class ResNet(nn.Module):
     CIFAR's (the paper's section 4.2). `width` is the first stage's. Where
     `replace_stride_with_dilation` is True for layer2, layer3 or layer4, that stage keeps its
     input's size, and the kernels behind it are spread out to see as far as with the stride
-    (arXiv:1511.07122), as segmentation wants it; networks of bottlenecks only.
+    (arXiv:1511.07122), as segmentation wants it; networks of bottlenecks only. `norm` is what
+    normalises: detectors have a frozen one.
     """
 
     block: type[BasicBlock] | type[Bottleneck]
@@ -132,6 +142,7 @@ class ResNet(nn.Module):
     width: int = 64
     features_only: bool = False
     replace_stride_with_dilation: tuple[bool, bool, bool] = (False, False, False)
+    norm: Norm = Norm()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -141,7 +152,7 @@ class ResNet(nn.Module):
         # padding=3, not "SAME": with a stride of 2 "SAME" pads one side more, torch both alike.
         kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = _conv(self.width, kernel, stride, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train=train))
+        x = nn.relu(self.norm(dtype=self.dtype, name="bn1")(x, train=train))
         if self.stem == "imagenet":
             x = max_pool(x, 3, stride=2, padding=1)
         stages, dilation = {}, 1
@@ -160,6 +171,7 @@ class ResNet(nn.Module):
                 self.width_per_group,
                 first_dilation,
                 dilation,
+                self.norm,
                 self.dtype,
                 name=name,
             )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxvision.models.layers import Conv, ConvNormRelu
+from jaxvision.models.layers import Conv, ConvNormActivation
 from jaxvision.ops import max_pool_with_argmax, max_unpool
 
 
@@ -44,5 +44,5 @@ class SegNet(nn.Module):
         head = Conv(self.num_classes, (3, 3), padding=1, dtype=self.dtype, name="conv1_1_decoded")
         return {"out": head(x)}
 
-    def _block(self, width: int, name: str) -> ConvNormRelu:
-        return ConvNormRelu(width, dtype=self.dtype, name=name)
+    def _block(self, width: int, name: str) -> ConvNormActivation:
+        return ConvNormActivation(width, dtype=self.dtype, name=name)

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,13 +10,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxvision.errors import UserError
-from jaxvision.models import deeplab, fcn, resnet, vgg
+from jaxvision.models import deeplab, faster_rcnn, fcn, mobilenet_v3, resnet, vgg, yolox
 from jaxvision.models.alexnet import AlexNet
+from jaxvision.models.darknet_layers import YOLOV1_LAYERS
 from jaxvision.models.encoder_decoder import EncoderDecoder
 from jaxvision.models.lenet import LeNet
 from jaxvision.models.localizer import Localizer
 from jaxvision.models.mlp import MLP
 from jaxvision.models.segnet import SegNet
+from jaxvision.models.yolov1 import YOLOv1, darknet_yolov1, fast_yolov1, yolov1_tiny
 
 
 def localizer(
@@ -30,16 +32,58 @@ def localizer(
     return Localizer(get_model(backbone, **options), num_classes, dtype)
 
 
+def yolov1(
+    num_classes: int = 20,
+    num_boxes: int | None = None,
+    grid_size: int | None = None,
+    layers: Sequence[str] = YOLOV1_LAYERS,
+    backbone: str | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
+    neck: Sequence[int] = (512, 512),
+    bounded: bool | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> YOLOv1:
+    """Returns YOLO v1 as the author's yolov1.cfg has it, or on the model called `backbone`.
+
+    The author's has 7 x 7 cells of 3 boxes (the paper's has 2), unbounded outputs, and pictures of
+    448 x 448. On a backbone, any that has `features_only`, convolutions as wide as `neck` and a
+    head predict 2 boxes, with `bounded` outputs, for each cell of its last map.
+    """
+    if backbone is None:
+        return darknet_yolov1(
+            layers, num_classes, num_boxes or 3, grid_size or 7, bool(bounded), dtype
+        )
+    options = {**(backbone_options or {}), "features_only": True, "dtype": dtype}
+    return YOLOv1(
+        get_model(backbone, **options),
+        num_classes,
+        num_boxes or 2,
+        grid_size,
+        neck=tuple(neck),
+        bounded=bounded is None or bounded,
+        dtype=dtype,
+    )
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "alexnet": AlexNet,
     "deeplabv3_resnet50": deeplab.deeplabv3_resnet50,
     "deeplabv3_resnet101": deeplab.deeplabv3_resnet101,
     "encoder_decoder": EncoderDecoder,
+    "fast_yolov1": fast_yolov1,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": faster_rcnn.fasterrcnn_mobilenet_v3_large_320_fpn,
+    "fasterrcnn_mobilenet_v3_large_fpn": faster_rcnn.fasterrcnn_mobilenet_v3_large_fpn,
+    "fasterrcnn_resnet18_fpn": faster_rcnn.fasterrcnn_resnet18_fpn,
+    "fasterrcnn_resnet50_fpn": faster_rcnn.fasterrcnn_resnet50_fpn,
+    "fasterrcnn_resnet50_fpn_v2": faster_rcnn.fasterrcnn_resnet50_fpn_v2,
+    "fasterrcnn_vgg16": faster_rcnn.fasterrcnn_vgg16,
     "fcn_resnet50": fcn.fcn_resnet50,
     "fcn_resnet101": fcn.fcn_resnet101,
     "lenet": LeNet,
     "localizer": localizer,
     "mlp": MLP,
+    "mobilenet_v3_large": mobilenet_v3.mobilenet_v3_large,
+    "mobilenet_v3_small": mobilenet_v3.mobilenet_v3_small,
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
@@ -59,6 +103,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg19_bn": vgg.vgg19_bn,
     "wide_resnet50_2": resnet.wide_resnet50_2,
     "wide_resnet101_2": resnet.wide_resnet101_2,
+    "yolov1": yolov1,
+    "yolov1_tiny": yolov1_tiny,
+    "yolox_darknet53": yolox.yolox_darknet53,
+    "yolox_l": yolox.yolox_l,
+    "yolox_m": yolox.yolox_m,
+    "yolox_nano": yolox.yolox_nano,
+    "yolox_s": yolox.yolox_s,
+    "yolox_tiny": yolox.yolox_tiny,
+    "yolox_x": yolox.yolox_x,
 }
 
 

@@ -26,6 +26,7 @@ from jaxvision.ops.convolution import (
     conv_transpose2d,
     conv_transpose_output_size,
 )
+from jaxvision.ops.detections import select_detections
 from jaxvision.ops.iou import (
     box_iou,
     complete_box_iou,
@@ -36,6 +37,7 @@ from jaxvision.ops.masks import crop_masks, decode_masks, encode_masks, paste_ma
 from jaxvision.ops.matching import assign_to_cells, match, sample_balanced
 from jaxvision.ops.nms import batched_nms, nms, soft_nms
 from jaxvision.ops.normalization import batch_norm, normalize_by, valid_rows
+from jaxvision.ops.padding import zero_outside
 from jaxvision.ops.pooling import (
     adaptive_avg_pool,
     avg_pool,
@@ -44,12 +46,18 @@ from jaxvision.ops.pooling import (
     max_pool_with_argmax,
     pool_output_size,
 )
+from jaxvision.ops.rcnn import Proposals, decode_rcnn, select_proposals
 from jaxvision.ops.resize import resize_bilinear, resize_nearest
 from jaxvision.ops.roi_align import assign_levels, multiscale_roi_align, roi_align
 from jaxvision.ops.roi_pool import roi_pool
+from jaxvision.ops.simota import Assignment, simota
 from jaxvision.ops.unpooling import max_unpool, unpool_bed_of_nails, unpool_nearest
+from jaxvision.ops.yolov1 import decode_yolov1
+from jaxvision.ops.yolox import decode_yolox
 
 __all__ = [
+    "Assignment",
+    "Proposals",
     "adaptive_avg_pool",
     "anchors_of_levels",
     "assign_levels",
@@ -72,6 +80,9 @@ __all__ = [
     "cxcywh_to_xyxy",
     "decode_boxes",
     "decode_masks",
+    "decode_rcnn",
+    "decode_yolov1",
+    "decode_yolox",
     "distance_box_iou",
     "encode_boxes",
     "encode_masks",
@@ -98,6 +109,9 @@ __all__ = [
     "rotate_boxes_90",
     "sample_balanced",
     "scale_boxes",
+    "select_detections",
+    "select_proposals",
+    "simota",
     "soft_nms",
     "unpool_bed_of_nails",
     "unpool_nearest",
@@ -106,4 +120,5 @@ __all__ = [
     "xywh_to_xyxy",
     "xyxy_to_cxcywh",
     "xyxy_to_xywh",
+    "zero_outside",
 ]

@@ -145,11 +145,11 @@ class _Boxes(NamedTuple):
     labels: jax.Array
 
     def slice(self, start, size) -> "_Boxes":
-        numbers = jax.lax.dynamic_slice(self.numbers, (0, start), (5, size))
+        numbers = jax.lax.dynamic_slice(self.numbers, (jnp.int32(0), start), (5, size))
         return _Boxes(numbers, jax.lax.dynamic_slice(self.labels, (start,), (size,)))
 
     def update(self, start, new: "_Boxes") -> "_Boxes":
-        numbers = jax.lax.dynamic_update_slice(self.numbers, new.numbers, (0, start))
+        numbers = jax.lax.dynamic_update_slice(self.numbers, new.numbers, (jnp.int32(0), start))
         return _Boxes(numbers, jax.lax.dynamic_update_slice(self.labels, new.labels, (start,)))
 
 

@@ -1,20 +1,25 @@
-"""What torchvision has published for the models here: addresses, preprocessing, classes, metrics.
+"""What has been published for the models here: addresses, preprocessing, classes, metrics.
 
-Every value is torchvision 0.28's own (BSD 3-Clause); a parity test compares them all.
+But for YOLOX every value is torchvision 0.28's own (BSD 3-Clause); parity tests compare them all.
+YOLOX's are those of Megvii's release 0.1.1rc0 (Apache-2.0). Megvii gives no hashes; these are what
+several projects independently found its files to have.
 """
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import PurePath
 from types import MappingProxyType
+from typing import Any, Literal
 
 from jaxvision.errors import UserError
 
-URL = "https://download.pytorch.org/models/"
-IMAGENET, COCO_AS_VOC = "ImageNet-1K", "COCO-val2017-VOC-labels"
-"""What the published metrics were measured on: ImageNet's validation set, and COCO's of 2017 with
-the classes that VOC has too."""
+TORCHVISION_URL = "https://download.pytorch.org/models/"
+YOLOX_URL = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/"
+IMAGENET, COCO_AS_VOC, COCO = "ImageNet-1K", "COCO-val2017-VOC-labels", "COCO-val2017"
+"""What the published metrics were measured on: ImageNet's validation set, and COCO's of 2017, with
+the classes that VOC has too or with all."""
 
 VOC_SEGMENTATION_CLASSES = (
     *("__background__", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
@@ -22,6 +27,8 @@ VOC_SEGMENTATION_CLASSES = (
     *("sheep", "sofa", "train", "tvmonitor"),
 )
 """The names of a segmentation network's classes, by label."""
+
+COCO_IDS_NEVER_GIVEN = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,76 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Letterbox:
+    """What a detector expects of a picture, in this order: make it as large as fits into `size`
+    (height, width) with its aspect kept, put it at the top left, or in the middle where `center` is
+    set, on a canvas of the grey level `fill`, scale to [0, 1], (x - mean) / std.
+
+    Megvii's YOLOX takes levels from 0 to 255 as they are: a std of 1/255. It takes them in the
+    order blue, green, red, which conversion has already turned around in the weights.
+    """
+
+    size: tuple[int, int] = (640, 640)
+    fill: int = 114
+    center: bool = False
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1 / 255, 1 / 255, 1 / 255)
+    interpolation: str = "bilinear"
+    antialias: bool = False
+
+    def as_meta(self) -> dict[str, Any]:
+        """Returns it as a checkpoint's meta has it under "preprocessing".
+
+        >>> Letterbox((416, 416)).as_meta()["size"]
+        [416, 416]
+        """
+        return {
+            "kind": "letterbox",
+            "size": list(self.size),
+            "fill": self.fill,
+            "bgr": False,
+            "center": self.center,
+        }
+
+
+@dataclass(frozen=True)
+class ShortestSide:
+    """What a detector of torchvision's expects of a picture, in this order: resize it so that its
+    shorter side has `shortest` pixels, unless the longer one would have more than `longest`; scale
+    to [0, 1], (x - mean) / std; pad with zeros to multiples of `multiple`."""
+
+    shortest: int = 800
+    longest: int = 1333
+    multiple: int = 32
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    antialias: bool = False
+
+    def as_meta(self) -> dict[str, Any]:
+        """Returns it as a checkpoint's meta has it under "preprocessing".
+
+        >>> ShortestSide(320, 640).as_meta()["longest"]
+        640
+        """
+        return {
+            "kind": "shortest_side",
+            "shortest": self.shortest,
+            "longest": self.longest,
+            "multiple": self.multiple,
+            "antialias": self.antialias,
+        }
+
+
+@dataclass(frozen=True)
 class Weights:
     """One published file of weights of `model`, and what must be known to use it.
 
-    `sha256_prefix` is the beginning of the file's sha256, in hex. `metrics` are in per cent, on
-    `data`: "acc@1" and "acc@5" of classifiers, "miou" and "pixel_acc" of segmentation; it and
-    `class_names` are empty for weights that cannot classify. `num_params` counts the parameters,
-    without the statistics of BatchNorm.
+    `sha256_prefix` is the beginning of the file's sha256, in hex, or all of it. `metrics` are in
+    per cent, on `data`: "acc@1" and "acc@5" of classifiers, "miou" and "pixel_acc" of segmentation,
+    "AP" of detection, COCO's mean over IoUs; it and `class_names` are empty for weights that cannot
+    classify. `num_params` counts the parameters, without the statistics of BatchNorm. `options` are
+    those that the model needs to have been built with, where they are not its defaults.
     """
 
     model: str
@@ -53,9 +123,14 @@ class Weights:
     url: str
     sha256_prefix: str
     num_params: int
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | Letterbox | ShortestSide
     metrics: Mapping[str, float] = field(hash=False)
     data: str = IMAGENET
+    options: Mapping[str, Any] = field(default=MappingProxyType({}), hash=False)
+
+    @property
+    def task(self) -> Literal["classification", "segmentation", "detection"]:
+        return _TASKS[self.data]
 
     @property
     def file_name(self) -> str:
@@ -65,13 +140,39 @@ class Weights:
     def class_names(self) -> tuple[str, ...]:
         if not self.metrics:
             return ()
-        return imagenet_classes() if self.data == IMAGENET else VOC_SEGMENTATION_CLASSES
+        if self.data == COCO_AS_VOC:
+            return VOC_SEGMENTATION_CLASSES
+        if self.data == IMAGENET:
+            return imagenet_classes()
+        torchvisions = self.url.startswith(TORCHVISION_URL)
+        return coco_categories() if torchvisions else coco_classes()
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """Returns the names of ImageNet-1K's classes, by label."""
+    return _lines_of("imagenet_classes.txt")
+
+
+def coco_classes() -> tuple[str, ...]:
+    """Returns the names of the 80 classes of COCO's objects, by label, which counts from 0."""
+    return _lines_of("coco_classes.txt")
+
+
+def coco_categories() -> tuple[str, ...]:
+    """Returns the names of torchvision's 90 classes by label: COCO's category ids, less one.
+
+    The background, 0 there, is left out. Ten ids were never given; their name is "N/A".
+
+    >>> coco_categories()[0], coco_categories()[11], coco_categories()[89]
+    ('person', 'N/A', 'toothbrush')
+    """
+    names = iter(coco_classes())
+    return tuple("N/A" if i in COCO_IDS_NEVER_GIVEN else next(names) for i in range(1, 91))
 
 
 @functools.cache
-def imagenet_classes() -> tuple[str, ...]:
-    """Returns the names of ImageNet-1K's classes, by label."""
-    text = resources.files(__package__).joinpath("imagenet_classes.txt").read_text("utf-8")
+def _lines_of(file: str) -> tuple[str, ...]:
+    text = resources.files(__package__).joinpath(file).read_text("utf-8")
     return tuple(line for line in text.splitlines() if not line.startswith("#"))
 
 
@@ -82,6 +183,8 @@ def find_weights(model: str, name: str = "DEFAULT") -> Weights:
     'IMAGENET1K_V2'
     >>> find_weights("resnet50", "IMAGENET1K_V1").metrics["acc@1"]
     76.13
+    >>> find_weights("yolox_s", "COCO").preprocessing.size
+    (640, 640)
     """
     if model not in CATALOG:
         raise UserError(
@@ -97,6 +200,23 @@ def find_weights(model: str, name: str = "DEFAULT") -> Weights:
             f"DEFAULT"
         )
     return known[name]
+
+
+def options_needed(model: str, weights: str) -> Mapping[str, Any]:
+    """Returns the options that a model must be built with for some of its weights.
+
+    These are told by their name, or by the name of their published file.
+
+    >>> dict(options_needed("fasterrcnn_resnet50_fpn", "COCO_V1"))
+    {'norm_eps': 0.0}
+    """
+    known = CATALOG.get(model, {})
+    if weights == "DEFAULT" and known:
+        return find_weights(model).options
+    for name, found in known.items():
+        if weights == name or PurePath(weights).name == found.file_name:
+            return found.options
+    return {}
 
 
 _V1, _V2 = Preprocessing(resize_size=256), Preprocessing(resize_size=232)
@@ -126,6 +246,9 @@ _PUBLISHED = (
     ("resnext101_32x8d", "resnext101_32x8d-8ba56ff5.pth", 88_791_336, _V1, 79.312, 94.526),
     ("resnext101_32x8d", "resnext101_32x8d-110c445d.pth", 88_791_336, _V2, 82.834, 96.228),
     ("resnext101_64x4d", "resnext101_64x4d-173b62eb.pth", 83_455_272, _V2, 83.246, 96.454),
+    ("mobilenet_v3_large", "mobilenet_v3_large-8738ca79.pth", 5_483_032, _V1, 74.042, 91.34),
+    ("mobilenet_v3_large", "mobilenet_v3_large-5c1a4163.pth", 5_483_032, _V2, 75.274, 92.566),
+    ("mobilenet_v3_small", "mobilenet_v3_small-047dcff4.pth", 2_542_856, _V1, 67.668, 87.402),
     ("wide_resnet50_2", "wide_resnet50_2-95faca4d.pth", 68_883_240, _V1, 78.468, 94.086),
     ("wide_resnet50_2", "wide_resnet50_2-9ba9bcbe.pth", 68_883_240, _V2, 81.602, 95.758),
     ("wide_resnet101_2", "wide_resnet101_2-32ee1156.pth", 126_886_696, _V1, 78.848, 94.284),
@@ -141,34 +264,79 @@ _PUBLISHED_FOR_SEGMENTATION = (
     ("deeplabv3_resnet101", "deeplabv3_resnet101_coco-586e9e4e.pth", 60_996_202, 67.4, 92.4),
 )
 
+# Model, parameters, side of the pictures, AP on val2017, the first half of the sha256.
+_PUBLISHED_FOR_DETECTION = (
+    ("yolox_nano", 912_159, 416, 25.8, "cd28f55fbbc1829f99d9ac9b38a16d25"),
+    ("yolox_tiny", 5_055_855, 416, 32.8, "9de513de589ac98bb92d3bca53b5af7b"),
+    ("yolox_s", 8_968_255, 640, 40.5, "f55ded7181e1b0c13285c56e7790b8f0"),
+    ("yolox_m", 25_326_495, 640, 46.9, "60076992b32da82951c90cfa7bd6ab70"),
+    ("yolox_l", 54_208_895, 640, 49.7, "1e6b7fa6240375370b2a8a8eab9066b3"),
+    ("yolox_x", 99_071_455, 640, 51.1, "5652330b6ae860043f091b8f550a60c1"),
+    ("yolox_darknet53", 63_724_767, 640, 47.7, "b5905e9faf500a2608c93991f91a41a6"),
+)
+# Model, file, parameters, AP on val2017, preprocessing, options.
+_PUBLISHED_RCNNS = (
+    (
+        "fasterrcnn_resnet50_fpn",
+        "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+        *(41_755_286, 37.0, ShortestSide(), {"norm_eps": 0.0}),
+    ),
+    (
+        "fasterrcnn_resnet50_fpn_v2",
+        "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
+        *(43_712_278, 46.7, ShortestSide(), {}),
+    ),
+    (
+        "fasterrcnn_mobilenet_v3_large_fpn",
+        "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth",
+        *(19_386_354, 32.8, ShortestSide(), {}),
+    ),
+    (
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
+        *(19_386_354, 22.8, ShortestSide(320, 640), {}),
+    ),
+)
+_TASKS = {IMAGENET: "classification", COCO_AS_VOC: "segmentation", COCO: "detection"}
+
 
 def _catalog() -> dict[str, dict[str, Weights]]:
     catalog: dict[str, dict[str, Weights]] = {}
 
-    def add(
+    def add(weights: Weights) -> None:
+        catalog.setdefault(weights.model, {})[weights.name] = weights
+
+    def torchvisions(
         model: str,
         name: str,
         file: str,
         num_params: int,
-        preprocessing: Preprocessing,
+        preprocessing: Preprocessing | ShortestSide,
         metrics: dict[str, float],
         data: str = IMAGENET,
-    ) -> None:
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Weights:
         digest = file.removesuffix(".pth").rpartition("-")[2]
-        measured = MappingProxyType(metrics)
-        catalog.setdefault(model, {})[name] = Weights(
-            model, name, URL + file, digest, num_params, preprocessing, measured, data
-        )
+        url, measured = TORCHVISION_URL + file, MappingProxyType(metrics)
+        return Weights(model, name, url, digest, num_params, preprocessing, measured, data, options)
 
     for model, file, num_params, preprocessing, top1, top5 in _PUBLISHED:
         name = f"IMAGENET1K_V{len(catalog.get(model, ())) + 1}"
-        add(model, name, file, num_params, preprocessing, {"acc@1": top1, "acc@5": top5})
+        metrics = {"acc@1": top1, "acc@5": top5}
+        add(torchvisions(model, name, file, num_params, preprocessing, metrics))
     for model, file, num_params, miou, accuracy in _PUBLISHED_FOR_SEGMENTATION:
         name, metrics = "COCO_WITH_VOC_LABELS_V1", {"miou": miou, "pixel_acc": accuracy}
-        add(model, name, file, num_params, _SEGMENTATION, metrics, COCO_AS_VOC)
+        add(torchvisions(model, name, file, num_params, _SEGMENTATION, metrics, COCO_AS_VOC))
+    for model, num_params, side, ap, sha256 in _PUBLISHED_FOR_DETECTION:
+        letterbox, metrics = Letterbox((side, side)), MappingProxyType({"AP": ap})
+        url = f"{YOLOX_URL}{model.removesuffix('53')}.pth"
+        add(Weights(model, "COCO", url, sha256, num_params, letterbox, metrics, COCO))
+    for model, file, num_params, ap, prepared, options in _PUBLISHED_RCNNS:
+        options = MappingProxyType(options)
+        add(torchvisions(model, "COCO_V1", file, num_params, prepared, {"AP": ap}, COCO, options))
     # Of the SSD detector's backbone: only `features` has values, the classifier's are NaN.
     features = "vgg16_features-amdegroot-88682ab5.pth"
-    add("vgg16", "IMAGENET1K_FEATURES", features, 138_357_544, _CAFFE, {})
+    add(torchvisions("vgg16", "IMAGENET1K_FEATURES", features, 138_357_544, _CAFFE, {}))
     return catalog
 
 

@@ -5,6 +5,7 @@ The model's own tree decides: each of its leaves takes one tensor, and every ten
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -26,17 +27,19 @@ _EXACT_IN_FLOAT32 = frozenset(
 def from_torch(
     name: str, state_dict: Mapping[str, Any], *, cast: bool = False, **options: Any
 ) -> dict[str, Any]:
-    """Returns the variables of `get_model(name, **options)` made from a torchvision state_dict.
+    """Returns the variables of `get_model(name, **options)` made from a torch model's state_dict.
 
     `state_dict` maps names to arrays, as `read_torch` returns them. Every tensor is used exactly
     once: a missing, an unexpected one or one of another shape or dtype is a `UserError` that lists
-    them all. Only `num_batches_tracked` may be missing, as in files from before torch 0.4.1.
+    them all. Only `num_batches_tracked` may be missing, as in files from before torch 0.4.1, or be
+    there where frozen batch normalisation has none. Names from earlier torchvisions are known.
     float16 and bfloat16 become float32, which is exact; float64 must be exact too unless `cast`.
     The arrays are numpy's, copies, and float32 bits (NaNs, -0.0) stay as they are.
 
     >>> variables = from_torch("resnet18", read_torch("resnet18-f37072fd.pth"))  # doctest: +SKIP
     """
     template = template_leaves(name, **options)
+    state_dict = find_rules(name).renamed(state_dict)
     wanted = {leaf.torch_name for leaf in template}
     problems = []
     found: dict[tuple[str, ...], np.ndarray] = {}
@@ -55,6 +58,9 @@ def from_torch(
         else:
             found[path] = leaf.from_torch(array)
     for other, value in state_dict.items():
+        layer, _, last = other.rpartition(".")
+        if last == "num_batches_tracked" and f"{layer}.running_mean" in wanted:
+            continue  # frozen batch normalisation has no use for it, in torchvision neither
         if other not in wanted:
             array = np.asarray(value)
             problems.append(f"  unexpected  {other} {array.dtype}[{_sizes(array.shape)}]")
@@ -109,7 +115,9 @@ def template_leaves(name: str, **options: Any) -> list[Leaf]:
 def _template(name: str, options: tuple[tuple[str, Any], ...]) -> tuple[Leaf, ...]:
     model = get_model(name, **dict(options))
     images = jax.ShapeDtypeStruct(INPUT_SHAPE, np.float32)
+    bgr = f"{find_rules(name).bgr_stem}.weight"
     found = leaves(jax.eval_shape(model.init, jax.random.key(0), images))
+    found = (replace(leaf, bgr=True) if leaf.torch_name == bgr else leaf for leaf in found)
     return tuple(sorted(found, key=lambda leaf: leaf.torch_name))
 
 

@@ -1,5 +1,6 @@
 """Variables of a model from a file, an address or the name of published weights."""
 
+import functools
 import hashlib
 import os
 import re
@@ -15,8 +16,9 @@ import numpy as np
 from jaxvision.data.download import download
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
-from jaxvision.weights.catalog import CATALOG, find_weights
+from jaxvision.weights.catalog import CATALOG, find_weights, options_needed
 from jaxvision.weights.convert import count_classes, from_torch, template_leaves
+from jaxvision.weights.darknet import load_darknet
 from jaxvision.weights.rules import INPUT_SHAPE, Rules, find_rules
 from jaxvision.weights.torch_file import read_torch
 
@@ -41,19 +43,24 @@ def load_weights(
     `weights` is a file (.pth, .pt, .safetensors), an http(s) URL of one, or the name of published
     weights: "IMAGENET1K_V1", "DEFAULT" (`find_weights` has their preprocessing and classes). What
     is fetched stays in `cache_dir`, by default $JAXVISION_WEIGHTS or ~/.cache/jaxvision/weights,
-    and is checked against the hash in its name. `key` is `read_torch`'s.
+    and is checked against its known hash or the one in its name. `key` is `read_torch`'s.
 
     With another `num_classes` than the file's, the head is a fresh one, drawn with `seed`, and all
     else is kept; with `features_only=True`, `num_classes=0` or `aux_loss=False` what those models
     lack is left out. Either is said in one printed line. Otherwise every tensor must be used, as in
-    `from_torch`.
+    `from_torch`. For "yolov1" and "fast_yolov1" a file that ends with .weights is darknet's; a .cfg
+    of the same name beside it must describe the model.
 
     >>> variables = load_weights("resnet18", "DEFAULT", num_classes=2)  # doctest: +SKIP
     resnet18: fresh head for 2 classes (the file has 1000); all else is from resnet18-f37072fd.pth
     """
+    if str(weights).endswith(".weights"):
+        path = _find_file(name, weights, cache_dir, progress)
+        return load_darknet(name, path, num_classes=num_classes, seed=seed, **options)
     rules = find_rules(name)
+    _say_what_they_need(name, str(weights), options)
     path = _find_file(name, weights, cache_dir, progress)
-    state_dict = read_torch(path, key=key)
+    state_dict = rules.renamed(read_torch(path, key=key))
     try:
         variables = _fit(name, rules, state_dict, num_classes, seed, path.name, options)
     except UserError as error:
@@ -63,6 +70,14 @@ def load_weights(
         listed = ", ".join(broken[:4]) + (", …" if len(broken) > 4 else "")
         print(f"{name}: warning: {path.name} has values that are not finite in {listed}")
     return variables
+
+
+def _say_what_they_need(name: str, weights: str, options: dict[str, Any]) -> None:
+    wanted = options_needed(name, weights)
+    lacking = {k: v for k, v in wanted.items() if options.get(k, object()) != v}
+    if lacking:
+        listed = ", ".join(f"{option}={value!r}" for option, value in lacking.items())
+        print(f"{name}: {weights} was trained with {listed}: give get_model that too")
 
 
 def _fit(
@@ -97,12 +112,9 @@ def _fit(
             f"keep its head, or num_classes={expected} for a fresh one"
         )
     variables = from_torch(name, state_dict, **{**options, "num_classes": in_file})
-    for head in heads:
+    for head, fresh in zip(heads, _fresh_heads(name, heads, seed, options), strict=True):
         *parents, last = head.split(".")
-        node = variables["params"]
-        for parent in parents:
-            node = node[parent]
-        node[last] = _fresh_head(name, head, seed, options)
+        _at(variables["params"], parents)[last] = fresh
     print(
         f"{name}: fresh head for {num_classes} classes (the file has {in_file}); all else is from "
         f"{file}"
@@ -110,18 +122,22 @@ def _fit(
     return variables
 
 
-def _fresh_head(name: str, head: str, seed: int, options: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Returns what `model.init` draws for the head. XLA drops the rest of init, which is slow."""
+def _fresh_heads(
+    name: str, heads: list[str], seed: int, options: dict[str, Any]
+) -> list[dict[str, np.ndarray]]:
+    """Returns what `model.init` draws for the heads. XLA drops the rest of init, which is slow."""
     model = get_model(name, **options)
 
     @jax.jit
     def draw(key: jax.Array) -> Any:
-        node = model.init(key, jnp.zeros(INPUT_SHAPE))["params"]
-        for part in head.split("."):
-            node = node[part]
-        return node
+        params = model.init(key, jnp.zeros(INPUT_SHAPE))["params"]
+        return [_at(params, head.split(".")) for head in heads]
 
     return jax.tree.map(np.array, draw(jax.random.key(seed)))
+
+
+def _at(tree: Any, path: list[str]) -> Any:
+    return functools.reduce(lambda node, name: node[name], path, tree)
 
 
 def _find_file(
@@ -142,7 +158,8 @@ def _find_file(
         )
     text = str(weights)
     if text == "DEFAULT" or any(text in known for known in CATALOG.values()):
-        return fetch(find_weights(name, text).url, cache_dir, progress=progress)
+        found = find_weights(name, text)
+        return fetch(found.url, cache_dir, progress=progress, sha256_prefix=found.sha256_prefix)
     published = ", ".join([*CATALOG.get(name, ()), "DEFAULT"])
     raise UserError(
         f"no such file: {path}; expected a file, a URL or the name of published weights "
@@ -151,12 +168,17 @@ def _find_file(
 
 
 def fetch(
-    url: str, cache_dir: str | os.PathLike[str] | None = None, *, progress: bool = True
+    url: str,
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    progress: bool = True,
+    sha256_prefix: str | None = None,
 ) -> Path:
     """Returns the file at `url`, fetched into the cache unless it is there already.
 
-    The sha256 in a name such as resnet18-f37072fd.pth is checked each time; a file that does not
-    have it is deleted.
+    How its sha256 begins, `sha256_prefix` or what is in a name such as resnet18-f37072fd.pth, is
+    checked each time; a file that does not have it is deleted. Where neither is known nothing is
+    checked but that all of the file came.
     """
     folder = cache_folder(cache_dir)
     file_name = PurePosixPath(unquote(urlparse(url).path)).name
@@ -167,13 +189,14 @@ def fetch(
         # Two sites may have a model.pth: without a hash in the name, the address tells them apart.
         folder = folder / hashlib.sha256(url.encode()).hexdigest()[:12]
     path = download(url, folder / file_name, progress=progress)
-    if hashed:
+    expected = sha256_prefix or (hashed and hashed[1])
+    if expected:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not digest.startswith(hashed[1]):
+        if not digest.startswith(expected):
             path.unlink()
             raise UserError(
-                f"{url}: expected a sha256 that begins with {hashed[1]}, got {digest}: the file "
+                f"{url}: expected a sha256 that begins with {expected}, got {digest}: the file "
                 f"was deleted; try again, and if it happens again do not trust that address"
             )
     return path

@@ -3,6 +3,7 @@
 Modules have torch's names already, nested where torch has dots, so a rule is about the last name.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +15,47 @@ from jaxvision.errors import UserError
 
 @dataclass(frozen=True)
 class Rules:
-    """What conversion must know of a family, under torch's names: `head` is the layer that tells
-    the classes apart, `aux_head` another one, which only the loss in training looks at."""
+    """What conversion must know of a family, under torch's names.
 
-    head: str
-    aux_head: str | None = None
+    `heads` are the layers that tell the classes apart; behind the first come those of other levels,
+    or one that only the loss in training looks at. `bgr_stem` is a first convolution that sees the
+    colours in the order blue, green, red there: here pictures are RGB, and conversion turns the
+    order of the weights' input channels around, both ways and exactly. With a `background` the
+    network has one class more than there are kinds of objects: its class 0. `older_names` are
+    patterns of names that files from earlier versions of torchvision have, and what they are now.
+    """
+
+    heads: tuple[str, ...]
+    bgr_stem: str | None = None
+    background: bool = False
+    older_names: tuple[tuple[str, str], ...] = ()
 
     @property
-    def heads(self) -> tuple[str, ...]:
-        return (self.head,) if self.aux_head is None else (self.head, self.aux_head)
+    def head(self) -> str:
+        return self.heads[0]
+
+    def renamed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the tensors under the names that they have now."""
+        tensors = {}
+        for name, tensor in state_dict.items():
+            for pattern, now in self.older_names:
+                name = re.sub(pattern, now, name)
+            tensors[name] = tensor
+        return tensors
 
 
-_RESNET, _SEQUENTIAL = Rules(head="fc"), Rules(head="classifier.6")
-_SEGMENTER = Rules(head="classifier.4", aux_head="aux_classifier.4")
+_RESNET, _SEQUENTIAL = Rules(("fc",)), Rules(("classifier.6",))
+_SEGMENTER = Rules(("classifier.4", "aux_classifier.4"))
+_YOLOX_HEADS = tuple(f"head.cls_preds.{level}" for level in range(3))
+_YOLOX = Rules(_YOLOX_HEADS, bgr_stem="backbone.backbone.stem.conv.conv")
+_RCNN = Rules(
+    ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"),
+    background=True,
+    older_names=(
+        (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+        (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
+    ),
+)
 RULES: dict[str, Rules] = {
     "alexnet": _SEQUENTIAL,
     **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), _SEQUENTIAL),
@@ -36,6 +65,14 @@ RULES: dict[str, Rules] = {
     **dict.fromkeys(("wide_resnet50_2", "wide_resnet101_2"), _RESNET),
     **dict.fromkeys(("fcn_resnet50", "fcn_resnet101"), _SEGMENTER),
     **dict.fromkeys(("deeplabv3_resnet50", "deeplabv3_resnet101"), _SEGMENTER),
+    **dict.fromkeys(("mobilenet_v3_large", "mobilenet_v3_small"), Rules(("classifier.3",))),
+    **dict.fromkeys(("fasterrcnn_resnet18_fpn", "fasterrcnn_resnet50_fpn"), _RCNN),
+    **dict.fromkeys(("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_vgg16"), _RCNN),
+    "fasterrcnn_mobilenet_v3_large_fpn": _RCNN,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": _RCNN,
+    **dict.fromkeys(("yolox_nano", "yolox_tiny", "yolox_s"), _YOLOX),
+    **dict.fromkeys(("yolox_m", "yolox_l", "yolox_x"), _YOLOX),
+    "yolox_darknet53": Rules(_YOLOX_HEADS, bgr_stem="backbone.backbone.stem.0.conv"),
 }
 
 INPUT_SHAPE = (1, 224, 224, 3)
@@ -62,9 +99,13 @@ class Leaf:
     dtype: np.dtype
     torch_name: str
     torch_shape: tuple[int, ...]
+    bgr: bool = False
+    """Whether torch's input channels are blue, green, red, once or several times over."""
 
     def from_torch(self, array: np.ndarray) -> np.ndarray:
         """Lays out torch's array as ours: a copy, contiguous, of this leaf's dtype."""
+        if self.bgr:
+            array = _colours_reversed(array)
         with np.errstate(over="ignore", invalid="ignore"):  # float64 that was asked to be cast
             return np.array(
                 _transposed(array, self.path[-1], to_torch=False), self.dtype, order="C"
@@ -73,7 +114,8 @@ class Leaf:
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         """The inverse: a copy, contiguous; counters are int64 in torch."""
         dtype = np.int64 if self.dtype.kind == "i" else None
-        return np.array(_transposed(array, self.path[-1], to_torch=True), dtype, order="C")
+        array = _transposed(array, self.path[-1], to_torch=True)
+        return np.array(_colours_reversed(array) if self.bgr else array, dtype, order="C")
 
 
 def leaves(variables: Mapping[str, Any]) -> Iterator[Leaf]:
@@ -98,6 +140,8 @@ TORCH_NAMES: dict[str, dict[str, str]] = {
         "mean": "running_mean",
         "var": "running_var",
         "num_batches_tracked": "num_batches_tracked",
+        "scale": "weight",  # of frozen batch normalisation
+        "bias": "bias",
     },
 }
 _KERNEL_AXES: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -116,6 +160,15 @@ def _axes(name: str, ndim: int, *, to_torch: bool) -> tuple[int, ...]:
 
 def _transposed(array: np.ndarray, name: str, *, to_torch: bool) -> np.ndarray:
     return array.transpose(_axes(name, array.ndim, to_torch=to_torch))
+
+
+def _colours_reversed(weight: np.ndarray) -> np.ndarray:
+    """Of a Conv2d's weight, [k, c, fh, fw], the input channels in each three the other way round.
+
+    YOLOX's stem joins four pixels, each with its three colours.
+    """
+    k, c, fh, fw = weight.shape
+    return weight.reshape(k, c // 3, 3, fh, fw)[:, :, ::-1].reshape(k, c, fh, fw)
 
 
 def _walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

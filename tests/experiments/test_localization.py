@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvision.cli import main
 from jaxvision.errors import UserError
 from jaxvision.report import read_records
 from jaxvision.train.checkpoint import load_checkpoint
@@ -37,7 +38,7 @@ def config(localization, data_dir, tmp_path):
     )
 
 
-def test_a_run_leaves_its_files_and_goes_on(localization, config):
+def test_a_run_leaves_its_files_and_goes_on(localization, config, capsys):
     whole = localization.main(config)
     result = json.loads((config.run_dir / "result.json").read_text())
     assert 0 <= result["iou"] <= 1
@@ -51,6 +52,13 @@ def test_a_run_leaves_its_files_and_goes_on(localization, config):
     outputs = model.apply(variables, jnp.zeros((2, 64, 64, 3)))
     assert outputs["box_deltas"].shape == (2, 4)
     assert set(whole) >= {"accuracy", "iou", "localization_error", "ms_per_step"}
+    # The command line gives the experiment's figures, from the scenes as they were drawn.
+    capsys.readouterr()
+    main(["evaluate", str(config.run_dir)])
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("test: ")]
+    figures = [float(part.split()[-1]) for part in line.removesuffix(" of 10 pictures").split(",")]
+    assert figures[1] == pytest.approx(result["iou"], abs=0.005)
+    assert figures[0] == pytest.approx(result["accuracy"], abs=0.11)  # one of ten may turn
     again = localization.main(dataclasses.replace(config, resume=True))
     timed = {"ms_per_step"}
     assert {k: v for k, v in again.items() if k not in timed} == {

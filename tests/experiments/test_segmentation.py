@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvision.cli import main
 from jaxvision.data.arrays import ArrayDataset
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
@@ -91,7 +92,7 @@ def test_torchvisions_networks_start_from_converted_weights(segmentation, config
         segmentation.check(dataclasses.replace(config, upsampling="unet"))
 
 
-def test_one_network_leaves_a_checkpoint_that_predicts(segmentation, config):
+def test_one_network_leaves_a_checkpoint_that_predicts(segmentation, config, capsys):
     config = dataclasses.replace(config, upsampling="transposed", full_size=True)
     (result,) = segmentation.main(config)
     model, variables, meta = load_checkpoint(config.run_dir)
@@ -102,6 +103,10 @@ def test_one_network_leaves_a_checkpoint_that_predicts(segmentation, config):
     logits = model.apply(variables, jnp.zeros((1, 128, 128, 3)))["out"]
     assert logits.shape == (1, 128, 128, 11)
     assert 0 <= result["mean_iou"] <= 1
+    capsys.readouterr()
+    main(["evaluate", str(config.run_dir)])
+    figures = f"mean IoU {result['mean_iou']:.4f}, pixel accuracy {result['pixel_accuracy']:.4f}"
+    assert f"test: {figures} of 8 pictures" in capsys.readouterr().out
     # Of 3x3 convolutions: 3 -> 4, 4 -> 4, 4 -> 8, 8 -> 8, 8 -> 4, transposed 4 -> 4, 4 -> 4, head.
     full, half = 128 * 128, 64 * 64
     products = full * (9 * (12 + 16 + 16) + 44) + half * 9 * (32 + 64 + 32 + 16)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxvision.losses import classification_loss
 from jaxvision.models import get_model
-from jaxvision.models.layers import BatchNorm
+from jaxvision.models.layers import BatchNorm, FrozenBatchNorm
 from jaxvision.train import create_state, make_train_step
 from jaxvision.train.optim import sgd
 
@@ -51,14 +51,19 @@ def test_stored_statistics(momentum):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_frozen_is_inference_also_in_training():
+def test_frozen_has_nothing_to_learn_and_is_inference_also_in_training():
     x = normal(0, 8, 5)
-    layer = BatchNorm(frozen=True)
+    layer = FrozenBatchNorm(eps=0.5)
     variables = layer.init(jax.random.key(0), x, train=True)
-    y, after = trained(layer, variables, x)
-    np.testing.assert_array_equal(y, layer.apply(variables, x, train=False))
-    for old, new in zip(*map(jax.tree.leaves, (variables, after)), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert set(variables) == {"batch_stats"}
+    stats = {name: jnp.asarray(normal(i, 5) ** 2) for i, name in enumerate(("scale", "var"))}
+    stats |= {"mean": jnp.asarray(normal(2, 5)), "bias": jnp.asarray(normal(3, 5))}
+    y, after = trained(layer, {"params": {}, "batch_stats": stats}, x)
+    factor = stats["scale"] / np.sqrt(stats["var"] + 0.5)
+    expected = (x - stats["mean"][None]) * factor[None] + stats["bias"][None]
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    for name, value in stats.items():
+        np.testing.assert_array_equal(after["batch_stats"][name], value)
 
 
 def test_one_value_a_channel_is_an_error_in_training_only():

@@ -16,15 +16,25 @@ from jaxvision.losses import classification_loss
 from jaxvision.models import Head, get_model, list_models
 from jaxvision.train import create_state, make_train_step
 
+NARROW = "convolutional filters=8 size=3 stride=32 pad=1 activation=leaky"
 MODELS = {  # parameters with the default options, [h, w, c] of a picture, other options to try
     "alexnet": (61_100_840, (64, 64, 3), {"dropout": 0.2}),
     "deeplabv3_resnet50": (42_004_074, (32, 32, 3), {"width": 16}),
     "deeplabv3_resnet101": (60_996_202, (32, 32, 3), {"aux_loss": False}),
     "encoder_decoder": (439_787, (32, 32, 3), {"widths": [8, 16], "upsampling": "unet"}),
+    "fast_yolov1": (27_095_374, (448, 448, 3), {"layers": [NARROW]}),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": (19_386_354, (32, 32, 3), {"width_mult": 0.5}),
+    "fasterrcnn_mobilenet_v3_large_fpn": (19_386_354, (32, 32, 3), {"fpn_features": 32}),
+    "fasterrcnn_resnet18_fpn": (28_739_606, (32, 32, 3), {"anchor_sizes": [[8], 9, 32, 64, 96]}),
+    "fasterrcnn_resnet50_fpn": (41_755_286, (32, 32, 3), {"norm_eps": 0.0, "width": 16}),
+    "fasterrcnn_resnet50_fpn_v2": (43_712_278, (32, 32, 3), {"width": 16}),
+    "fasterrcnn_vgg16": (137_073_622, (32, 32, 3), {"hidden": 32, "pooling": "align"}),
     "fcn_resnet50": (35_322_218, (32, 32, 3), {"width": 16}),
     "fcn_resnet101": (54_314_346, (32, 32, 3), {"aux_loss": False}),
     "lenet": (44_426, (28, 28, 1), {"features": [4, 8, 8], "kernel_sizes": [3, 3, 3]}),
     "localizer": (11_184_206, (32, 32, 3), {"backbone_options": {"width": 16}}),
+    "mobilenet_v3_large": (5_483_032, (32, 32, 3), {"width_mult": 0.5}),
+    "mobilenet_v3_small": (2_542_856, (32, 32, 3), {"reduced_tail": True}),
     "mlp": (669_706, (28, 28, 1), {"hidden": [32, 16, 8]}),
     "resnet18": (11_689_512, (32, 32, 3), {"stem": "small"}),
     "resnet34": (21_797_672, (32, 32, 3), {"width": 16}),
@@ -45,6 +55,15 @@ MODELS = {  # parameters with the default options, [h, w, c] of a picture, other
     "vgg19_bn": (143_678_248, (32, 32, 3), {"hidden": 32}),
     "wide_resnet50_2": (68_883_240, (32, 32, 3), {"width": 16}),
     "wide_resnet101_2": (126_886_696, (32, 32, 3), {"width": 16}),
+    "yolov1": (197_301_875, (448, 448, 3), {"bounded": True, "layers": [NARROW]}),
+    "yolov1_tiny": (1_132_468, (32, 32, 3), {"grid_size": 2}),
+    "yolox_darknet53": (63_724_767, (32, 32, 3), {"width": 0.125}),
+    "yolox_l": (54_208_895, (32, 32, 3), {"depth": 0.33}),
+    "yolox_m": (25_326_495, (32, 32, 3), {"depth": 0.33}),
+    "yolox_nano": (912_159, (32, 32, 3), {"width": 0.125}),
+    "yolox_s": (8_968_255, (32, 32, 3), {"depthwise": True}),
+    "yolox_tiny": (5_055_855, (32, 32, 3), {"width": 0.25}),
+    "yolox_x": (99_071_455, (32, 32, 3), {"depth": 0.33}),
 }
 SHALLOW = {"stage_sizes": (2, 1, 1), "stem": "small", "num_classes": 10}  # a block with a shortcut
 TINY = {  # one of each kind, small enough to be run and not only traced
@@ -58,6 +77,16 @@ TINY = {  # one of each kind, small enough to be run and not only traced
 }
 
 SEGMENTERS = {n for n in MODELS if n.startswith(("deeplab", "fcn"))} | {"encoder_decoder", "segnet"}
+
+PROPOSALS = {  # as many as there are anchors in such a picture
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 45,
+    "fasterrcnn_mobilenet_v3_large_fpn": 45,
+    "fasterrcnn_resnet18_fpn": 258,
+    "fasterrcnn_resnet50_fpn": 258,
+    "fasterrcnn_resnet50_fpn_v2": 258,
+    "fasterrcnn_vgg16": 36,
+}
+YOLO_V1 = {"fast_yolov1": (7, 2), "yolov1": (7, 3), "yolov1_tiny": (2, 2)}  # cells, boxes
 
 every_model = pytest.mark.parametrize("name", list_models())
 every_kind = pytest.mark.parametrize("name", TINY)
@@ -75,11 +104,21 @@ def shapes(name, **options):
 
 
 def logits_of(outputs):
-    """The model's main output: of segmentation there is one more, of localisation a box."""
+    """The model's main output: of segmentation there is one more, of localisation a box, and of
+    YOLOX the coarsest level, of Faster R-CNN the classes' boxes."""
+    if isinstance(outputs, tuple):
+        return outputs[-1]
     return outputs.get("out", outputs.get("logits")) if isinstance(outputs, dict) else outputs
 
 
 def logits_shape(name, size, num_classes):
+    if name in PROPOSALS:
+        return (size, PROPOSALS[name], num_classes, 4)
+    if name in YOLO_V1:
+        cells, num_boxes = YOLO_V1[name]
+        return (size, cells, cells, 5 * num_boxes + num_classes)
+    if name.startswith("yolox"):
+        return (size, 1, 1, 5 + num_classes)
     pixels = MODELS[name][1][:2] if name in SEGMENTERS else ()
     return (size, *pixels, num_classes)
 
@@ -228,6 +267,7 @@ def test_options_from_json_build_the_same_module(name):
         ("resnet18", 65, {"layer1": (17, 64), "layer2": (9, 128), "layer4": (3, 512)}),
         ("resnet50", 64, {"layer1": (16, 256), "layer3": (4, 1024), "layer4": (2, 2048)}),
         ("vgg16", 65, {"stage1": (65, 64), "stage3": (16, 256), "stage5": (4, 512)}),
+        ("mobilenet_v3_large", 64, {"C1": (16, 24), "C3": (4, 80), "C5": (2, 960)}),
         ("alexnet", 65, {"stage1": (15, 64), "stage2": (7, 192), "stage3": (3, 256)}),
     ],
 )

@@ -12,13 +12,25 @@ from jaxvision.weights.convert import template_leaves
 
 from .torchvision_cpu import torchvision
 
-QUICK = ("alexnet", "fcn_resnet50", "resnet18", "resnet50", "resnext50_32x4d", "vgg11_bn", "vgg16")
+QUICK = (
+    "alexnet",
+    "fcn_resnet50",
+    "mobilenet_v3_large",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "vgg11_bn",
+    "vgg16",
+)
 SMALL = ("resnet18", "resnext50_32x4d")
+
+
+TORCHVISIONS = [name for name in CATALOG if find_weights(name).task != "detection"]
 
 
 def slow_but(names):
     """All models; those not among `names` differ from them in numbers only, and are slow."""
-    return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in CATALOG]
+    return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in TORCHVISIONS]
 
 
 def torchvision_model(name, device="cpu"):
@@ -70,7 +82,7 @@ def test_there_and_back_is_bit_equal(name, tmp_path):
     reference.load_state_dict(found, strict=True)
 
 
-@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("name", TORCHVISIONS)
 def test_the_catalog_is_torchvisions(name):
     published = torchvision.models.get_model_weights(name)
     assert {w.name for w in published} == set(CATALOG[name])

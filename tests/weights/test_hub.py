@@ -175,7 +175,11 @@ def test_an_address_needs_a_file_name(end, tmp_path):
 def test_a_published_name_is_looked_up_and_fetched(serve, file, monkeypatch, tmp_path):
     data = file.read_bytes()
     served = serve({named(data): data})
-    published = dataclasses.replace(catalog.find_weights("resnet18"), url=served.url + named(data))
+    published = dataclasses.replace(
+        catalog.find_weights("resnet18"),
+        url=served.url + named(data),
+        sha256_prefix=hashlib.sha256(data).hexdigest()[:8],
+    )
     monkeypatch.setitem(catalog.CATALOG["resnet18"], "IMAGENET1K_V1", published)
     monkeypatch.setenv("JAXVISION_WEIGHTS", str(tmp_path / "cache"))
     for name in ("IMAGENET1K_V1", "DEFAULT"):

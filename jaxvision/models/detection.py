@@ -1,0 +1,168 @@
+"""From a detector's raw outputs to what it found: one jitted function for any of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int, UInt8
+
+from jaxvision.models.faster_rcnn import FasterRCNN
+from jaxvision.models.yolov1 import YOLOv1
+from jaxvision.models.yolox import YOLOX
+from jaxvision.ops.boxes import clip_boxes
+from jaxvision.ops.color import normalize_images
+from jaxvision.ops.detections import select_detections
+from jaxvision.ops.rcnn import decode_rcnn
+from jaxvision.ops.yolov1 import decode_yolov1
+from jaxvision.ops.yolox import decode_yolox
+from jaxvision.types import Array, PaddedDetections, Variables
+
+Normalization = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of a detector's boxes count as found: see `select_detections`."""
+
+    score_threshold: float = 0.05
+    iou_threshold: float = 0.5
+    max_detections: int = 100
+
+
+Detect = Callable[
+    [Any, Variables, Float[Array, "b h w c"], Int[Array, "b 2"], Selection], PaddedDetections
+]
+"""`(model, variables, normalised images, sizes, selection) -> PaddedDetections` of each image."""
+
+
+def select_inside(
+    boxes: Float[Array, "b n 4"],
+    scores: Float[Array, "b n k"],
+    sizes: Int[Array, "b 2"],
+    selection: Selection,
+    *,
+    multi_label: bool,
+) -> PaddedDetections:
+    """Returns `select_detections` of each image, without boxes that are outside of `sizes`.
+
+    Boxes suppress each other as they are: the caller clips what is left.
+    """
+
+    def select(boxes, scores, size):
+        clipped = clip_boxes(boxes, (size[0], size[1]))
+        inside = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+        return select_detections(
+            boxes,
+            jnp.where(inside[:, None], scores, -jnp.inf),
+            score_threshold=selection.score_threshold,
+            iou_threshold=selection.iou_threshold,
+            max_detections=selection.max_detections,
+            multi_label=multi_label,
+        )
+
+    return jax.vmap(select)(boxes, scores, sizes)
+
+
+def detect_with_yolov1(
+    model: YOLOv1,
+    variables: Variables,
+    images: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    selection: Selection,
+) -> PaddedDetections:
+    """Every class of a box is a candidate, as in darknet."""
+    outputs = model.apply(variables, images, train=False)
+    boxes, scores = decode_yolov1(
+        outputs, images.shape[1:3], model.num_classes, bounded=model.bounded
+    )
+    return select_inside(boxes, scores, sizes, selection, multi_label=True)
+
+
+def detect_with_yolox(
+    model: YOLOX,
+    variables: Variables,
+    images: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    selection: Selection,
+) -> PaddedDetections:
+    """The best class of a box is a candidate, as in Megvii's code."""
+    outputs = model.apply(variables, images, train=False)
+    boxes, scores = decode_yolox(outputs, model.strides)
+    return select_inside(boxes, scores, sizes, selection, multi_label=False)
+
+
+def detect_with_faster_rcnn(
+    model: FasterRCNN,
+    variables: Variables,
+    images: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    selection: Selection,
+) -> PaddedDetections:
+    """Every class of a proposal is a candidate but the background, as in torchvision."""
+    proposals, logits, deltas = model.apply(variables, images, sizes, train=False)
+
+    def decode(logits, deltas, boxes, valid, size):
+        return decode_rcnn(
+            logits,
+            deltas,
+            boxes,
+            (size[0], size[1]),
+            valid=valid,
+            score_threshold=selection.score_threshold,
+            iou_threshold=selection.iou_threshold,
+            max_detections=selection.max_detections,
+        )
+
+    return jax.vmap(decode)(logits, deltas, proposals.boxes, proposals.valid, sizes)
+
+
+DETECTORS: dict[type[nn.Module], Detect] = {
+    FasterRCNN: detect_with_faster_rcnn,
+    YOLOv1: detect_with_yolov1,
+    YOLOX: detect_with_yolox,
+}
+"""How each kind of network finds objects. One of two stages, whose proposals are part of the
+network, has its place here as well: the function is given the variables, not the outputs."""
+
+
+def make_detector(
+    model: nn.Module,
+    *,
+    mean: Normalization = 0.0,
+    std: Normalization = 1.0,
+    score_threshold: int | float = 0.05,
+    iou_threshold: int | float = 0.5,
+    max_detections: int = 100,
+) -> Callable[[Variables, UInt8[Array, "b h w 3"], Int[Array, "b 2"]], PaddedDetections]:
+    """Returns the jitted `(variables, images, sizes) -> PaddedDetections`, [b, n] of everything.
+
+    Images are bytes, normalised inside by `mean` and `std` as in training; `sizes` int [b, 2] are
+    the (h, w) up to which each is picture and not padding. Boxes are in pixels of these images,
+    clipped to `sizes`; one that lies outside is none. One compile for each shape of the batch.
+
+    >>> from jaxvision.models import get_model
+    >>> model = get_model("yolov1_tiny", num_classes=3)
+    >>> images, sizes = jnp.zeros((1, 32, 32, 3), jnp.uint8), jnp.array([[32, 32]])
+    >>> variables = model.init(jax.random.key(0), images / 255.0)
+    >>> found = make_detector(model, max_detections=5)(variables, images, sizes)
+    >>> found.boxes.shape, found.valid.shape
+    ((1, 5, 4), (1, 5))
+    """
+    detect = DETECTORS.get(type(model))
+    if detect is None:
+        known = ", ".join(sorted(kind.__name__ for kind in DETECTORS))
+        raise ValueError(f"expected a detector ({known}), got {type(model).__name__}")
+    selection = Selection(float(score_threshold), float(iou_threshold), max_detections)
+
+    @jax.jit
+    def find(variables, images, sizes):
+        found = detect(model, variables, normalize_images(images, mean, std), sizes, selection)
+        clipped = jax.vmap(lambda boxes, size: clip_boxes(boxes, (size[0], size[1])))(
+            found.boxes, sizes
+        )
+        return found._replace(boxes=clipped)
+
+    return find

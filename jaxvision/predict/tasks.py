@@ -1,0 +1,145 @@
+"""What each task does: the jitted forward pass, and one picture's result of what came out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvision.errors import UserError
+from jaxvision.losses import decode_picture_boxes
+from jaxvision.models.detection import DETECTORS, Selection, make_detector
+from jaxvision.ops import normalize_images
+from jaxvision.predict.preparation import Prepared
+from jaxvision.predict.results import (
+    Classification,
+    Detections,
+    Localization,
+    Result,
+    Segmentation,
+)
+
+Infer = Callable[[Any, Any, Any], Any]
+"""Jitted `(variables, images uint8 [b, h, w, c], sizes int [b, 2]) -> arrays`, each [b, …]."""
+
+
+class Task(NamedTuple):
+    """`make_infer(model, meta, selection)`, and `to_result` of one row of what it returns."""
+
+    make_infer: Callable[[nn.Module, Mapping[str, Any], Selection], Infer]
+    to_result: Callable[[Any, Prepared, tuple[int, int], tuple[str, ...]], Result]
+
+
+def task_of(meta: Mapping[str, Any]) -> str:
+    """Returns a checkpoint's task; one that names none is for classification."""
+    task = meta.get("task", "classification")
+    if task not in TASKS:
+        raise UserError(
+            f"expected a checkpoint for {', '.join(TASKS)}, got one for {task!r}: it was made by "
+            "another version"
+        )
+    return task
+
+
+def _forward(model: nn.Module, meta: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
+    mean, std = meta.get("mean", 0.0), meta.get("std", 1.0)
+
+    def forward(variables, images):
+        return model.apply(variables, normalize_images(images, mean, std), train=False)
+
+    return forward
+
+
+# ---------------------------------------------------------------------------------- classification
+def _classifier(model: nn.Module, meta: Mapping[str, Any], _: Selection) -> Infer:
+    forward = _forward(model, meta)
+    return jax.jit(lambda variables, images, sizes: jax.nn.softmax(forward(variables, images)))
+
+
+def _classification(
+    row: np.ndarray, prepared: Prepared, size: tuple[int, int], class_names: tuple[str, ...]
+) -> Classification:
+    return Classification(row, class_names)
+
+
+# ------------------------------------------------------------------------------------ localisation
+def _localizer(model: nn.Module, meta: Mapping[str, Any], _: Selection) -> Infer:
+    forward = _forward(model, meta)
+
+    @jax.jit
+    def infer(variables, images, sizes):
+        outputs = forward(variables, images)
+        return {
+            "probabilities": jax.nn.softmax(outputs["logits"]),
+            "box": decode_picture_boxes(outputs["box_deltas"], images.shape[1:3]),
+        }
+
+    return infer
+
+
+def _localization(
+    row: Mapping[str, np.ndarray],
+    prepared: Prepared,
+    size: tuple[int, int],
+    class_names: tuple[str, ...],
+) -> Localization:
+    box = prepared.placement.to_original(row["box"][None])[0]
+    return Localization(row["probabilities"], class_names, box)
+
+
+# --------------------------------------------------------------------------------------- detection
+def _detector(model: nn.Module, meta: Mapping[str, Any], selection: Selection) -> Infer:
+    if type(model) not in DETECTORS:
+        raise UserError(
+            f"the checkpoint's task is detection, but a {type(model).__name__} detects nothing"
+        )
+    return make_detector(
+        model,
+        mean=meta.get("mean", 0.0),
+        std=meta.get("std", 1.0),
+        score_threshold=selection.score_threshold,
+        iou_threshold=selection.iou_threshold,
+        max_detections=selection.max_detections,
+    )
+
+
+def _detections(
+    row: Any, prepared: Prepared, size: tuple[int, int], class_names: tuple[str, ...]
+) -> Detections:
+    boxes = prepared.placement.to_original(row.boxes)
+    # What lies beside the picture, on the canvas of a letterbox, is nothing in the picture.
+    real = row.valid & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return Detections(boxes[real], row.scores[real], row.labels[real], class_names, size)
+
+
+# ------------------------------------------------------------------------------------ segmentation
+def _segmenter(model: nn.Module, meta: Mapping[str, Any], _: Selection) -> Infer:
+    forward = _forward(model, meta)
+    dtype = jnp.uint8 if len(meta["class_names"]) <= 256 else jnp.int32
+
+    @jax.jit
+    def infer(variables, images, sizes):
+        return forward(variables, images)["out"].argmax(axis=-1).astype(dtype)
+
+    return infer
+
+
+def _segmentation(
+    row: np.ndarray, prepared: Prepared, size: tuple[int, int], class_names: tuple[str, ...]
+) -> Segmentation:
+    (top, left), (h, w) = prepared.placement.offset, prepared.placement.resized
+    labels = row[top : top + h, left : left + w]
+    # Each pixel of the picture takes the label at its centre's place.
+    rows = ((np.arange(size[0]) + 0.5) * h / size[0]).astype(np.int64)
+    columns = ((np.arange(size[1]) + 0.5) * w / size[1]).astype(np.int64)
+    return Segmentation(labels[rows][:, columns], class_names)
+
+
+TASKS: dict[str, Task] = {
+    "classification": Task(_classifier, _classification),
+    "localization": Task(_localizer, _localization),
+    "detection": Task(_detector, _detections),
+    "segmentation": Task(_segmenter, _segmentation),
+}

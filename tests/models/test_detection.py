@@ -1,0 +1,64 @@
+"""`make_detector`: a network's outputs, decoded, chosen, clipped, in one compiled function."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvision.models import get_model
+from jaxvision.models.detection import make_detector
+from jaxvision.ops import decode_yolov1, decode_yolox, select_detections
+
+SMALL = {"backbone": "resnet18", "neck": (), "num_classes": 3}
+SMALL["backbone_options"] = {"stem": "small", "width": 4, "stage_sizes": (1,)}
+MEAN, STD = 0.5, 0.25
+
+
+def yolov1():
+    model = get_model("yolov1", **SMALL)
+    return model, True, lambda x, size: decode_yolov1(x, size, 3, bounded=True)
+
+
+def yolox():
+    model = get_model("yolox_nano", num_classes=3, width=0.125, depth=0.1, stem="small")
+    return model, False, lambda x, size: decode_yolox(x, (4, 8, 16))
+
+
+@pytest.mark.parametrize("make", [yolov1, yolox])
+def test_what_is_found_is_decoded_chosen_and_clipped(make):
+    model, multi_label, decode = make()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    sizes = np.array([[32, 32], [9, 20]], np.int32)
+    normalized = jnp.asarray((images / 255.0 - MEAN) / STD, jnp.float32)
+    # Boxes of all sizes and places, also beyond the picture. (Compiling `init` takes long.)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), normalized)
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(0.02, 0.1, leaf.shape).astype(leaf.dtype), shapes
+    )
+    variables["batch_stats"] = jax.tree.map(lambda x: np.abs(x) + 0.5, variables["batch_stats"])
+    options = {"score_threshold": 0.0, "iou_threshold": 0.4, "max_detections": 12}
+    detect = make_detector(model, mean=MEAN, std=STD, **options)
+    found = detect(variables, images, sizes)
+
+    boxes, scores = jax.jit(lambda v, x: decode(model.apply(v, x), (32, 32)))(variables, normalized)
+    for i, (h, w) in enumerate(sizes.tolist()):
+        most = jnp.array([[w, h, w, h]], jnp.float32)
+        clipped = jnp.clip(boxes[i], 0, jnp.broadcast_to(most, boxes[i].shape))
+        inside = np.asarray((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
+        expected = select_detections(
+            boxes[i][inside], scores[i][inside], multi_label=multi_label, **options
+        )
+        valid = np.asarray(found.valid[i])
+        assert valid.sum() == expected.valid.sum() > 0
+        np.testing.assert_array_equal(found.labels[i], expected.labels)
+        np.testing.assert_allclose(found.scores[i], expected.scores, atol=1e-5)
+        wanted = jnp.clip(expected.boxes, 0, jnp.broadcast_to(most, expected.boxes.shape))
+        np.testing.assert_allclose(found.boxes[i], wanted, atol=1e-3)
+    detect(variables, images[::-1], sizes[::-1])
+    assert detect._cache_size() == 1
+
+
+def test_what_detects_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"a detector \(.*YOLOX.*\), got LeNet"):
+        make_detector(get_model("lenet"))

@@ -1,0 +1,154 @@
+"""Faster R-CNN against torchvision's: maps, anchors' outputs, proposals, detections.
+
+On ten pictures of several sizes, five at a time in one padded array.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxvision.models import get_model
+from jaxvision.ops import decode_rcnn, normalize_images
+from jaxvision.weights import from_torch
+
+from .tensors import from_nchw
+from .torch_detectors import (
+    BUILDERS,
+    CLASSES,
+    _operators_in_python,  # noqa: F401
+    padded,
+    recorded,
+    state_of,
+    torch_detector,
+)
+
+QUICK = ("fasterrcnn_resnet18_fpn", "fasterrcnn_vgg16", "fasterrcnn_mobilenet_v3_large_320_fpn")
+# The shorter side is what torchvision is told to resize to: it leaves them as they are.
+SIZES = {
+    96: [(96, 128), (96, 100), (128, 96), (96, 96), (120, 96)],
+    64: [(64, 96), (64, 64), (90, 64), (64, 80), (75, 64)],
+}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TOP = {"pre_nms_top_n": (300, 200), "post_nms_top_n": (150, 100)}
+TORCH_TOP = {
+    "rpn_pre_nms_top_n_train": 300,
+    "rpn_pre_nms_top_n_test": 200,
+    "rpn_post_nms_top_n_train": 150,
+    "rpn_post_nms_top_n_test": 100,
+}
+
+
+def pictures(side):
+    """Blurred noise: blobs, so that places differ."""
+    rng = np.random.default_rng(side)
+    images = []
+    for h, w in SIZES[side]:
+        coarse = rng.uniform(size=(-(-h // 8), -(-w // 8), 3)).repeat(8, axis=0).repeat(8, axis=1)
+        noise = rng.uniform(size=(h, w, 3))
+        images.append((0.7 * coarse[:h, :w] + 0.3 * noise).astype(np.float32))
+    return images
+
+
+def to_chw(images):
+    return [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+
+
+@functools.cache
+def made(name):
+    """Returns torchvision's network, our model and our variables."""
+    settings = {**TORCH_TOP, "min_size": 96, "max_size": 400}
+    options = dict(BUILDERS[name][1])
+    if not name.endswith("_v2"):
+        options |= TOP
+    classes = CLASSES if name in QUICK[:2] else 91
+    theirs = torch_detector(name, to_chw(pictures(96)), **settings)
+    variables = from_torch(name, state_of(theirs), num_classes=classes, **options)
+    model = get_model(name, num_classes=classes, **options)
+    if name.endswith("_v2"):  # it has no options for this
+        model = model.clone(rpn=model.rpn.clone(**TOP))
+    return theirs, model, jax.device_put(variables)
+
+
+@functools.cache
+def torchvision_says(name, side):
+    theirs = made(name)[0]
+    theirs.transform.min_size = (side,)
+    modules = {"features": theirs.backbone, "anchors": theirs.rpn.head, "proposals": theirs.rpn}
+    with recorded(modules) as record, torch.no_grad():
+        found = theirs(to_chw(pictures(side)))
+    return record["features"][0], record["anchors"][0], record["proposals"][0][0], found
+
+
+@functools.cache
+def we_say(name, side):
+    _, model, variables = made(name)
+    images, sizes = padded(pictures(side))
+    images = normalize_images(jnp.asarray(images), MEAN, STD)
+    # Not jitted: of a deep network's equal blocks, each operator then compiles once.
+    features = model.apply(variables, images, sizes, train=False, method=model.extract_features)
+    anchors = model.apply(variables, features, train=False, method=model.score_anchors)
+    propose = jax.jit(functools.partial(model.apply, train=False, method=model.propose))
+    proposals = propose({}, features, anchors, sizes)
+    logits, deltas = model.apply(
+        variables, features, proposals.boxes, train=False, method=model.classify_rois
+    )
+    decode = jax.jit(jax.vmap(lambda *x: decode_rcnn(*x[:3], tuple(x[3]), valid=x[4])))
+    found = decode(logits, deltas, proposals.boxes, sizes, proposals.valid)
+    return features, anchors, proposals, found
+
+
+@pytest.fixture(params=SIZES)
+def side(request):
+    return request.param
+
+
+@pytest.fixture(
+    params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BUILDERS]
+)
+def name(request):
+    return request.param
+
+
+def test_maps_and_what_they_say_of_anchors(name, side):
+    features, (objectness, deltas), _, _ = torchvision_says(name, side)
+    our_features, predictions, _, _ = we_say(name, side)
+    features = list(features.values()) if isinstance(features, dict) else [features]
+    assert len(our_features) == len(features)
+    for ours, theirs in zip(our_features, features, strict=True):
+        close(ours, from_nchw(theirs), 1e-5)
+    for ours, theirs in zip(predictions.objectness, objectness, strict=True):
+        close(ours, from_nchw(theirs).reshape(ours.shape), 1e-4)
+    for ours, theirs in zip(predictions.deltas, deltas, strict=True):
+        close(ours, from_nchw(theirs).reshape(ours.shape), 1e-4)
+
+
+def test_proposals(name, side):
+    theirs = torchvision_says(name, side)[2]
+    ours = we_say(name, side)[2]
+    for i, boxes in enumerate(theirs):
+        count = int(ours.valid[i].sum())
+        assert count == len(boxes) > 20
+        assert ours.valid[i, :count].all()
+        np.testing.assert_allclose(ours.boxes[i, :count], boxes.numpy(), atol=1e-2)
+        assert not ours.boxes[i, count:].any()
+
+
+def test_detections(name, side):
+    theirs = torchvision_says(name, side)[3]
+    ours = we_say(name, side)[3]
+    for i, found in enumerate(theirs):
+        count = int(ours.valid[i].sum())
+        assert count == len(found["boxes"]) > 10
+        np.testing.assert_array_equal(ours.labels[i, :count] + 1, found["labels"].numpy())
+        np.testing.assert_allclose(ours.scores[i, :count], found["scores"].numpy(), atol=1e-4)
+        np.testing.assert_allclose(ours.boxes[i, :count], found["boxes"].numpy(), atol=1e-2)
+        assert len(set(ours.labels[i, :count].tolist())) > 1
+
+
+def close(ours, theirs, rtol):
+    assert ours.shape == theirs.shape
+    assert np.linalg.norm(ours - theirs) <= rtol * np.linalg.norm(theirs)
