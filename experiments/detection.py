@@ -1,0 +1,223 @@
+"""What every detector's experiment does after training: find, score, keep, report."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jaxvision.data import DetectionBatches, DetectionDataset
+from jaxvision.data.batch_shapes import picture_sizes
+from jaxvision.data.detection_transforms import PlacementTransform
+from jaxvision.errors import UserError
+from jaxvision.metrics.coco import coco_scores
+from jaxvision.metrics.detection import detection_average_precision
+from jaxvision.metrics.errors import ClassGroups, error_breakdown
+from jaxvision.models.detection import make_detector
+from jaxvision.report import read_records
+from jaxvision.report.detection import write_detection_report
+from jaxvision.train import TrainState, evaluate, make_eval_step
+from jaxvision.train.run import read_config
+from jaxvision.types import LossFn
+
+SHOWN = 500
+"""Test pictures that the report's pictures, pies and curves are made of."""
+PREDICTIONS = "predictions.npz"
+"""In a run folder: what the best checkpoint found in the test pictures."""
+
+Found = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Which boxes count as found."""
+
+    score_threshold: float = 0.005
+    """Boxes of a lower score are left out: average precision wants many."""
+    iou_threshold: float = 0.5
+    """Of two boxes of a class that overlap by more, the better one stays."""
+    max_detections: int = 100
+    """At most so many boxes a picture."""
+
+
+class Finder:
+    """`variables -> what is found` in every picture of a data set: boxes in its own pixels.
+
+    `prepare` brings the pictures to the one size that the model takes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: DetectionDataset,
+        *,
+        prepare: PlacementTransform,
+        mean: Any,
+        std: Any,
+        thresholds: Thresholds,
+        batch_size: int = 32,
+    ):
+        self.dataset = dataset
+        sizes = [(int(h), int(w)) for h, w in picture_sizes(dataset)]
+        self._placements = [prepare.placement(*size) for size in sizes]
+        already = all(p.original == p.canvas for p in self._placements)
+        self.batches = DetectionBatches(
+            dataset,
+            min(batch_size, len(dataset)),
+            shuffle=False,
+            transform=None if already else prepare,
+        )
+        self.detect = make_detector(
+            model,
+            mean=mean,
+            std=std,
+            score_threshold=thresholds.score_threshold,
+            iou_threshold=thresholds.iou_threshold,
+            max_detections=thresholds.max_detections,
+        )
+
+    def __call__(self, variables: Any) -> list[Found]:
+        results: list[Found] = []
+        variables = jax.device_put(variables)
+        for step in range(self.batches.steps_per_epoch):
+            batch = self.batches(step)
+            found = jax.device_get(self.detect(variables, batch["image"], batch["size"]))
+            for row in range(min(len(found.valid), len(self.dataset) - len(results))):
+                real = found.valid[row]
+                placement = self._placements[len(results)]
+                results.append(
+                    {
+                        "boxes": placement.to_original(found.boxes[row][real]),
+                        "scores": found.scores[row][real],
+                        "labels": found.labels[row][real],
+                    }
+                )
+        return results
+
+
+def evaluation_of(loss_fn: LossFn, find: Finder) -> Callable[[TrainState], dict[str, float]]:
+    """Returns `state -> metrics`: the loss, its terms, and the mean average precisions."""
+    eval_step = make_eval_step(loss_fn)
+    k = len(find.dataset.class_names)
+
+    def evaluation(state: TrainState) -> dict[str, float]:
+        batches = (find.batches(step) for step in range(find.batches.steps_per_epoch))
+        losses = evaluate(eval_step, state, batches)
+        return losses | mean_precisions(find(state.variables), find.dataset.objects, k)
+
+    return evaluation
+
+
+def mean_precisions(
+    found: Sequence[Mapping[str, Any]], targets: Sequence[Any], num_classes: int
+) -> dict[str, float]:
+    """Returns the mean average precision at an IoU of 0.5, by VOC's rules of 2007 and of later."""
+    area = detection_average_precision(found, targets, num_classes)
+    older = detection_average_precision(found, targets, num_classes, method="voc07")
+    return {"map50": float(area.mean), "map50_voc07": float(older.mean)}
+
+
+def scores_of(
+    found: Sequence[Mapping[str, Any]], dataset: DetectionDataset, similar: ClassGroups
+) -> dict[str, Any]:
+    """Returns all that is said of the test pictures: mAP, COCO's AP, the shares of the errors."""
+    names = dataset.class_names
+    coco = coco_scores(found, dataset.objects, names)["bbox"].summary
+    errors = error_breakdown(found, dataset.objects, names, similar)
+    return {
+        **mean_precisions(found, dataset.objects, len(names)),
+        "coco_ap": float(coco["AP"]),
+        "errors": {kind: float(share) for kind, share in errors.shares.items()},
+        "missed": float(errors.missed_share),
+    }
+
+
+def save_predictions(
+    path: Path, found: Sequence[Mapping[str, Any]], dataset: DetectionDataset
+) -> None:
+    """Writes what was found, and in which pictures of which data set, as one .npz file."""
+    columns = {
+        name: np.concatenate([each[name] for each in found])
+        for name in ("boxes", "scores", "labels")
+    }
+    np.savez_compressed(
+        path,
+        counts=np.array([len(each["scores"]) for each in found]),
+        image_ids=dataset.image_ids,
+        dataset=np.array([dataset.name, dataset.split]),
+        class_names=np.array(dataset.class_names),
+        **columns,
+    )
+
+
+def read_predictions(run_dir: Path, dataset: DetectionDataset) -> list[Found]:
+    """Returns what a run found in the pictures of `dataset`; `UserError` if it was of others."""
+    path = run_dir / PREDICTIONS
+    if not path.exists():
+        raise UserError(
+            f"{run_dir} has no {PREDICTIONS}: expected the folder of a detector's run that is "
+            "finished (its experiment with --resume finishes it)"
+        )
+    with np.load(path) as file:
+        stored = {name: file[name] for name in file.files}
+    same = (
+        np.array_equal(stored["image_ids"], dataset.image_ids)
+        and stored["class_names"].tolist() == list(dataset.class_names)
+        and stored["dataset"].tolist() == [dataset.name, dataset.split]
+    )
+    if not same:
+        name, split = stored["dataset"].tolist()
+        raise UserError(
+            f"{path}: expected {len(dataset):,} pictures of {dataset.name}'s {dataset.split} set, "
+            f"got {len(stored['image_ids']):,} of {name}'s {split} set, or other ones"
+        )
+    ends = np.cumsum(stored["counts"])[:-1]
+    columns = {name: np.split(stored[name], ends) for name in ("boxes", "scores", "labels")}
+    return [
+        {name: column[i] for name, column in columns.items()} for i in range(len(stored["counts"]))
+    ]
+
+
+def report(
+    run_dir: Path,
+    found: Sequence[Mapping[str, Any]],
+    dataset: DetectionDataset,
+    *,
+    title: str,
+    similar: ClassGroups,
+    throughput: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes predictions.npz, result.json and report.html; returns and prints the test scores."""
+    result = {**scores_of(found, dataset, similar), **throughput, **extra}
+    save_predictions(run_dir / PREDICTIONS, found, dataset)
+    text = json.dumps(result, indent=2)
+    (run_dir / "result.json").write_text(text + "\n", encoding="utf-8")
+    shown = min(SHOWN, len(dataset))
+    words = (
+        f"mAP@0.5 {result['map50']:.4f} (by VOC07's 11 points {result['map50_voc07']:.4f}), "
+        f"COCO AP {result['coco_ap']:.4f}"
+    )
+    path = write_detection_report(
+        run_dir,
+        title=title,
+        config=read_config(run_dir),
+        records=read_records(run_dir / "metrics.jsonl"),
+        class_names=dataset.class_names,
+        predictions=found[:shown],
+        targets=dataset.objects[:shown],
+        image_at=dataset.image,
+        similar=similar,
+        throughput=throughput,
+        notes=[
+            f"Of all {len(dataset):,} test pictures: {words}. The tables and pictures below are of "
+            f"the first {shown:,}.",
+        ],
+    )
+    print(f"test: {words}")
+    print(f"report: {path}")
+    return result

@@ -1,0 +1,85 @@
+"""The flags that say which pictures a detector is trained on, and the splits that they name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jaxvision.data import DetectionDataset, load_detection
+from jaxvision.errors import UserError
+from jaxvision.metrics.errors import SIMILAR_CLASSES, ClassGroups
+
+Name = Literal[
+    "garment_scenes",
+    "voc2007",
+    "voc2012",
+    "voc0712",
+    "penn_fudan",
+    "coco",
+    "coco_json",
+    "voc_xml",
+    "yolo_txt",
+]
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """Which pictures."""
+
+    data: Name = "garment_scenes"
+    """The data set; coco_json, voc_xml and yolo_txt are folders of your own, given by --source."""
+    source: Path | None = None
+    """The folder with the data set's files; for garment_scenes those of Fashion-MNIST."""
+    data_dir: Path | None = None
+    """Where prepared data sets are kept."""
+    garments: Literal["auto", "full", "embedded"] = "auto"
+    """Of garment_scenes: full, the 60,000 pictures; embedded, the 11,000 in the package."""
+    picture_size: Literal[128, 224] = 128
+    """Of garment_scenes, in pixels."""
+    num_train: int | None = None
+    """At most so many training pictures, by default all; val and test likewise."""
+    num_val: int | None = None
+    num_test: int | None = None
+
+
+def load_splits(config: DetectionData) -> dict[str, DetectionDataset]:
+    """Loads "train", "val" and "test", no larger than asked for.
+
+    A data set without a test set is tested on its validation set, and one without a validation set
+    is validated on its test set, which is said; one that has neither is refused.
+    """
+    counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+    wrong = [f"--num-{name} {n}" for name, n in counts.items() if n is not None and n < 1]
+    if wrong:
+        raise UserError(f"expected at least one picture, got {', '.join(wrong)}")
+    common = {"source": config.source, "data_dir": config.data_dir}
+    if config.data == "garment_scenes":
+        given = {name: n for name, n in counts.items() if n is not None}
+        return load_detection(
+            config.data, size=config.picture_size, data=config.garments, counts=given, **common
+        )
+    splits = load_detection(config.data, **common)
+    if "train" not in splits:
+        raise UserError(f"{config.data}: expected a split train, got {', '.join(splits)}")
+    held_out = [name for name in ("val", "test") if name in splits]
+    if not held_out:
+        raise UserError(
+            f"{config.data}: expected a split val or test beside train, to measure by; got "
+            f"{', '.join(splits)}"
+        )
+    if len(held_out) == 1:
+        print(f"{config.data} has no other held-out pictures: {held_out[0]} is val and test")
+    chosen = {"train": splits["train"], "val": splits[held_out[0]], "test": splits[held_out[-1]]}
+    return {name: _first(split, counts[name]) for name, split in chosen.items()}
+
+
+def similar_classes(config: DetectionData) -> ClassGroups:
+    """Returns the groups of classes that count as similar in the breakdown of errors."""
+    if config.data == "garment_scenes":
+        return SIMILAR_CLASSES["garments"]
+    return SIMILAR_CLASSES["voc"] if config.data in ("voc2007", "voc2012", "voc0712") else ()
+
+
+def _first(dataset: DetectionDataset, count: int | None) -> DetectionDataset:
+    return dataset if count is None else dataset.subset(np.arange(min(count, len(dataset))))

@@ -1,0 +1,246 @@
+"""YOLO: a whole detector in one network, trained, evaluated, and looked at.
+
+    python experiments/yolo.py                                       # yolov1_tiny, garment_scenes
+    python experiments/yolo.py --model yolox_tiny --init COCO --size 416 \\
+        --data coco_json --source my_pictures                        # your own, from COCO's weights
+
+YOLO v1 (arXiv:1506.02640) divides the picture into cells and lets each predict boxes and a class;
+YOLOX (arXiv:2107.08430) predicts a box at every place of three maps and learns which of them should
+answer for an object. Data, augmentation, loop, metrics and report are the same for both: only
+`--model` changes. Each term of the loss is recorded by name.
+
+Training pictures are mirrored, scaled and cut at random (`--scale`), their colours changed
+(`--colors`), and with `--mosaic` joined by four; `--multi-scale` changes the size every few steps.
+The rate rises over a twentieth of the steps and falls along a half cosine. Validation and the test
+use the moving average of the weights; the best checkpoint is the one of the highest mAP@0.5. The
+run folder has the checkpoints, metrics.jsonl, report.html, result.json and predictions.npz, from
+which experiments/error_analysis.py compares two detectors.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import tyro
+from detection import Finder, Thresholds, evaluation_of, report
+from detection_data import DetectionData, load_splits, similar_classes
+from training import Training, falling_rate, milliseconds_a_step, train
+
+from jaxvision.data import (
+    DetectionBatches,
+    DetectionDataset,
+    MultiScale,
+    compose,
+    hsv_jitter,
+    letterbox,
+    mosaic,
+    random_flip,
+    scale_jitter,
+)
+from jaxvision.data.detection_geometry import GREY
+from jaxvision.data.detection_transforms import PlacementTransform
+from jaxvision.data.transforms import Transform
+from jaxvision.errors import UserError, exit_on_user_error
+from jaxvision.losses import yolov1_loss, yolox_loss
+from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.train.optim import adamw, sgd
+from jaxvision.train.run import Run, enable_compilation_cache
+from jaxvision.types import LossFn
+from jaxvision.weights import find_weights, load_weights
+
+MEAN, STD = 0.5, 0.25
+"""Of pictures, where training does not start from published weights, which bring their own."""
+
+
+@dataclass(frozen=True)
+class Config(Thresholds, DetectionData):
+    model: str = "yolov1_tiny"
+    """yolov1, fast_yolov1, yolov1_tiny, or yolox_nano, _tiny, _s, _m, _l, _x, _darknet53."""
+    init: str | None = None
+    """First weights: a file, an address or a published name (COCO); the class layers are new."""
+    width: float | None = None
+    """Of YOLOX, what its channels are multiplied by, by default the model's own."""
+    stem: Literal["focus", "small"] | None = None
+    """Of YOLOX: small for small objects, with twice the resolution at each level."""
+    l1: bool = True
+    """Of YOLOX: add the distance of the boxes' raw numbers, as Megvii does in the last epochs."""
+    class_loss: Literal["squared_error", "cross_entropy"] = "cross_entropy"
+    """Of YOLO v1: squared_error is the paper's; cross_entropy needs a network with bounded outputs,
+    as yolov1_tiny is."""
+    size: int = 128
+    """The side of the square that pictures are fitted into."""
+    epochs: int = 8
+    batch_size: int = 16
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    """AdamW's, which is times the rate; for sgd, where it is L2, take 5e-4."""
+    ema_decay: float | None = 0.998
+    """Of the moving average of the weights, which is what is evaluated and kept; None: none."""
+    flip: float = 0.5
+    """The probability of mirroring."""
+    scale: tuple[float, float] = (0.8, 1.25)
+    """Pictures are resized by a factor from this range, then cut or padded. 1 1: not at all."""
+    colors: float = 1.0
+    """How much hue, saturation and value change; 0: not at all, 1: as in the paper of YOLO v1."""
+    mosaic: float = 0.0
+    """The probability that four pictures are joined in one."""
+    multi_scale: tuple[int, ...] = ()
+    """Sizes, one of which is drawn for every ten steps."""
+    workers: int = 1
+    """Threads that make batches ahead of time."""
+    seed: int = 0
+    run_dir: Path | None = None
+    """The run folder, by default runs/yolo/<time>."""
+    resume: bool = False
+    """Go on with the run in --run-dir, or with the newest one."""
+    log_every: int | None = None
+    """Log every so many steps, by default about five times an epoch."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    check(config)
+    splits = load_splits(config)
+    with Run("yolo", config, run_dir=config.run_dir, resume=config.resume) as run:
+        training = make_training(config, splits)
+        log_every = config.log_every or max(1, training.batches.steps_per_epoch // 5)
+        train(training, run, log_every=log_every)
+
+        model, variables, meta = load_checkpoint(run.path, "best")
+        test = splits["test"]
+        return report(
+            run.path,
+            make_finder(config, model, test)(variables),
+            test,
+            title=f"{config.model} on {test.name}",
+            similar=similar_classes(config),
+            throughput={"ms_per_step": milliseconds_a_step(run.path, config.batch_size)},
+            extra={"model": config.model, "seed": config.seed, "best_step": int(meta["step"])},
+        )
+
+
+def make_training(config: Config, splits: dict[str, DetectionDataset]) -> Training:
+    train_set, shape = splits["train"], (config.size, config.size)
+    options: dict[str, Any] = {"num_classes": len(train_set.class_names)}
+    options |= {
+        name: value for name in ("width", "stem") if (value := getattr(config, name)) is not None
+    }
+    sizes = [(side, side) for side in config.multi_scale]
+    batches = DetectionBatches(
+        train_set,
+        config.batch_size,
+        seed=config.seed,
+        transform=augmentation(config),
+        mix=mosaic(shape, p=config.mosaic) if config.mosaic else None,
+        multi_scale=MultiScale(sizes) if sizes else None,
+        drop_last=True,
+    )
+    rate = falling_rate(config.learning_rate, config.epochs, batches)
+    if config.optimizer == "adamw":
+        tx = adamw(rate, weight_decay=config.weight_decay)
+    else:
+        tx = sgd(rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+    initial = None
+    if config.init is not None:
+        initial = load_weights(config.model, config.init, seed=config.seed, **options)
+
+    def make_evaluation(model: nn.Module):
+        return evaluation_of(make_loss(config, model), make_finder(config, model, splits["val"]))
+
+    mean, std = normalization(config)
+    return Training(
+        model=config.model,
+        options=options,
+        make_loss=lambda model: make_loss(config, model),
+        make_evaluation=make_evaluation,
+        batches=batches,
+        tx=tx,
+        learning_rate=rate,
+        epochs=config.epochs,
+        seed=config.seed,
+        best="val/map50",
+        meta={
+            "task": "detection",
+            "mean": mean,
+            "std": std,
+            "preprocessing": {
+                "kind": "letterbox",
+                "size": shape,
+                "fill": GREY,
+                "bgr": False,
+                "center": not is_yolox(config),
+            },
+        },
+        initial=initial,
+        input_shape=(*shape, 3),
+        workers=config.workers,
+        ema_decay=config.ema_decay,
+    )
+
+
+def is_yolox(config: Config) -> bool:
+    return config.model.startswith("yolox")
+
+
+def normalization(config: Config) -> tuple[Any, Any]:
+    """Returns the mean and standard deviation that pictures are normalised by."""
+    if config.init is None or not is_yolox(config):
+        return MEAN, STD
+    published = find_weights(config.model, "COCO").preprocessing
+    return published.mean, published.std
+
+
+def placement(config: Config) -> PlacementTransform:
+    """Returns what brings a picture to the network's size; YOLOX's lie at the top left."""
+    return letterbox((config.size, config.size), center=not is_yolox(config))
+
+
+def augmentation(config: Config) -> Transform:
+    """Returns what is done to training pictures, ending at the one size."""
+    shape, colors = (config.size, config.size), config.colors
+    steps: list[Transform] = [random_flip(config.flip)]
+    if config.scale == (1.0, 1.0):
+        steps.append(placement(config))
+    else:
+        steps.append(scale_jitter(shape, config.scale, spread=True))
+    if colors:
+        steps.append(hsv_jitter(0.1 * colors, 1 + 0.5 * colors, 1 + 0.5 * colors))
+    return compose(*steps)
+
+
+def make_loss(config: Config, model: nn.Module) -> LossFn:
+    mean, std = normalization(config)
+    if is_yolox(config):
+        return yolox_loss(model, mean=mean, std=std, use_l1=config.l1)
+    class_loss = config.class_loss if model.bounded else "squared_error"
+    return yolov1_loss(model, mean=mean, std=std, class_loss=class_loss)
+
+
+def make_finder(config: Config, model: nn.Module, dataset: DetectionDataset) -> Finder:
+    mean, std = normalization(config)
+    return Finder(model, dataset, prepare=placement(config), mean=mean, std=std, thresholds=config)
+
+
+def check(config: Config) -> None:
+    """Refuses what cannot be trained, before any work."""
+    if not config.model.startswith(("yolo", "fast_yolo")):
+        raise UserError(f"expected a YOLO as --model, such as yolov1_tiny, got {config.model!r}")
+    if not 0 <= config.colors <= 5:
+        raise UserError(f"expected --colors from 0 to 5, got {config.colors}")
+    multiple = 16 if config.stem == "small" else 32
+    if is_yolox(config) and config.size % multiple:
+        raise UserError(
+            f"expected a --size that is a multiple of {multiple} for YOLOX, got {config.size}"
+        )
+    if not is_yolox(config) and (config.width or config.stem):
+        raise UserError(f"--width and --stem are YOLOX's: {config.model} has none of them")
+    low, high = config.scale
+    if not 0 < low <= high:
+        raise UserError(f"expected --scale above 0, the lower bound first, got {low} {high}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        enable_compilation_cache()
+        main(tyro.cli(Config, description=__doc__))
