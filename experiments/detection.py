@@ -118,7 +118,7 @@ def mean_precisions(
     """Returns the mean average precision at an IoU of 0.5, by VOC's rules of 2007 and of later."""
     area = detection_average_precision(found, targets, num_classes)
     older = detection_average_precision(found, targets, num_classes, method="voc07")
-    return {"map50": float(area.mean), "map50_voc07": float(older.mean)}
+    return {"mAP50": float(area.mean), "mAP50_voc07": float(older.mean)}
 
 
 def scores_of(
@@ -199,7 +199,7 @@ def report(
     (run_dir / "result.json").write_text(text + "\n", encoding="utf-8")
     shown = min(SHOWN, len(dataset))
     words = (
-        f"mAP@0.5 {result['map50']:.4f} (by VOC07's 11 points {result['map50_voc07']:.4f}), "
+        f"mAP@0.5 {result['mAP50']:.4f} (by VOC07's 11 points {result['mAP50_voc07']:.4f}), "
         f"COCO AP {result['coco_ap']:.4f}"
     )
     path = write_detection_report(

@@ -159,7 +159,7 @@ def make_training(config: Config, splits: dict[str, DetectionDataset]) -> Traini
         learning_rate=rate,
         epochs=config.epochs,
         seed=config.seed,
-        best="val/map50",
+        best="val/mAP50",
         meta={
             "task": "detection",
             "mean": mean,

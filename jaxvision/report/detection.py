@@ -32,7 +32,7 @@ from jaxvision.report.run_sections import (
 )
 
 MOST_PICTURES_SHOWN = 12
-_METRICS = (Metric("loss", "loss", share=False),)
+_METRICS = (Metric("mAP50", "mAP at IoU 0.5", share=True), Metric("loss", "loss", share=False))
 
 
 def write_detection_report(

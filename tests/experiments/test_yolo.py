@@ -53,10 +53,10 @@ def test_a_run_leaves_its_files_and_every_term(config, result):
     run = config.run_dir
     stored = json.loads((run / "result.json").read_text())
     assert stored == result
-    assert 0 <= result["map50"] <= 1
+    assert 0 <= result["mAP50"] <= 1
     assert set(result["errors"]) == set(ERROR_KINDS)
     records = read_records(run / "metrics.jsonl")
-    validated = [r for r in records if "val/map50" in r]
+    validated = [r for r in records if "val/mAP50" in r]
     assert [r["step"] for r in validated] == [3, 6]
     for term in TERMS:
         assert all(np.isfinite(r[f"val/{term}"]) for r in validated)
@@ -82,7 +82,7 @@ def test_evaluate_and_predict_take_the_run(config, result, capsys, tmp_path):
     flags = ["--data-dir", str(config.data_dir)]
     cli.main(["evaluate", str(config.run_dir), *flags])
     printed = capsys.readouterr().out
-    assert f"VOC12 mAP@0.5 {result['map50']:.4f}" in printed
+    assert f"VOC12 mAP@0.5 {result['mAP50']:.4f}" in printed
     assert f"COCO AP {result['coco_ap']:.4f} of 10 pictures" in printed
     picture = tmp_path / "one.png"
     cv2.imwrite(str(picture), np.zeros((90, 120, 3), np.uint8))
@@ -139,7 +139,7 @@ def test_a_folder_of_ones_own(yolo, config, tmp_path):
         run_dir=tmp_path / "run",
     )
     assert yolo.main(own)["seed"] == 0
-    (validated,) = [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if "val/map50" in r]
+    (validated,) = [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if "val/mAP50" in r]
     assert validated["step"] == 1
     _, _, meta = load_checkpoint(tmp_path / "run")
     assert meta["class_names"] == list(scenes["train"].class_names)
