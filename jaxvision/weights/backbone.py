@@ -36,7 +36,9 @@ def put_backbone(variables: Variables, classifier: Variables) -> dict[str, Any]:
     given = {path[1:]: leaf for path, leaf in _flat(classifier)}
     flat = dict(_flat(variables))
     inside = {path: path[3:] for path in flat if path[1:3] == BODY}
-    if inside and not any(source[0] == "features" for source in inside.values()):
+    if not inside:
+        raise UserError("expected a detector's variables: there is no backbone/body in them")
+    if not any(source[0] == "features" for source in inside.values()):
         # torchvision's MobileNet detectors have the layers of `features` themselves.
         given = {path[1:] if path[0] == "features" else path: x for path, x in given.items()}
     for path in flat:
@@ -59,9 +61,9 @@ def put_backbone(variables: Variables, classifier: Variables) -> dict[str, Any]:
     for path in given.keys() - set(inside.values()):
         if path[0] not in HEADS and path[-1] != "num_batches_tracked":
             problems.append(f"unexpected {'/'.join(path)}")
-    if problems or not inside:
+    if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        listed = ", ".join(sorted(problems)[:SHOWN]) or "it has no backbone/body"
+        listed = ", ".join(sorted(problems)[:SHOWN])
         raise UserError(f"expected a classifier with the detector's backbone: {listed}{more}")
     return nested(flat)
 

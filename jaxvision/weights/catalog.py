@@ -126,7 +126,7 @@ class Weights:
     preprocessing: Preprocessing | Letterbox | ShortestSide
     metrics: Mapping[str, float] = field(hash=False)
     data: str = IMAGENET
-    options: Mapping[str, Any] = field(default=MappingProxyType({}), hash=False)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def task(self) -> Literal["classification", "segmentation", "detection"]:

@@ -107,8 +107,11 @@ def count_classes(name: str, state_dict: Mapping[str, Any]) -> int | None:
 def template_leaves(name: str, **options: Any) -> list[Leaf]:
     """Returns what the model called `name` needs, in the order of torch's names."""
     find_rules(name)
-    frozen = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(options.items()))
-    return list(_template(name, frozen))
+    return list(_template(name, tuple((k, _hashable(v)) for k, v in sorted(options.items()))))
+
+
+def _hashable(option: Any) -> Any:
+    return tuple(map(_hashable, option)) if isinstance(option, list | tuple) else option
 
 
 @functools.lru_cache(maxsize=8)

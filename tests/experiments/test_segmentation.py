@@ -82,7 +82,7 @@ def test_torchvisions_networks_start_from_converted_weights(segmentation, config
     training = segmentation.make_training(config, segmentation.load_scenes(config))
     assert "fresh head for 11 classes" in capsys.readouterr().out
     model = get_model(training.model, **training.options)
-    outputs = model.apply(training.initial, jnp.zeros((1, 64, 64, 3)))
+    outputs = model.apply(jax.device_put(training.initial), jnp.zeros((1, 64, 64, 3)))
     assert outputs["out"].shape == (1, 64, 64, 11)
     kept = training.initial["params"]["backbone"]["layer4"]["2"]["conv3"]["kernel"]
     np.testing.assert_array_equal(

@@ -282,9 +282,12 @@ def test_what_is_padding_adds_nothing():
         train_step()(create_state(variables(), TX), batch) for batch in (clean, spoilt)
     )
     assert float(metrics["loss"]) > 0
-    jax.tree.map(np.testing.assert_array_equal, (first, metrics), (second, spoilt_metrics))
-    moved = jax.tree.map(lambda x, y: bool((x != y).any()), first.params, variables()["params"])
-    assert all(jax.tree.leaves(moved))
+    ours, theirs = map(jax.tree.leaves, ((first, metrics), (second, spoilt_metrics)))
+    for x, y in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(x, y)
+    before, after = map(jax.tree.leaves, (variables()["params"], first.params))
+    moved = [bool((x != y).any()) for x, y in zip(before, after, strict=True)]
+    assert moved.count(False) <= 1  # the bias that batch normalisation takes out again
 
 
 def test_evaluation_leaves_the_statistics_and_needs_no_key():

@@ -60,11 +60,10 @@ def test_it_learns_a_few_scenes_and_finds_their_objects():
     state = create_state(initial(), tx)
     loss_fn = faster_rcnn_loss(MODEL, mean=MEAN, std=STD, sampling=Sampling(64, 0.5, 32, 0.5))
     step = make_train_step(loss_fn, tx)
-    for count in range(120):
+    for _ in range(120):
         state, metrics = step(state, batch)
         if float(metrics["loss"]) < 0.25:
             break
-    print(f"{count} steps")
     assert float(metrics["loss"]) < 0.4
     assert step._cache_size() == 1
     detect = make_detector(MODEL, mean=MEAN, std=STD, score_threshold=0.5, max_detections=10)

@@ -101,18 +101,18 @@ def we_say(name, side):
     return features, anchors, proposals, found
 
 
-@pytest.fixture(params=SIZES)
-def side(request):
-    return request.param
+def every_network(test):
+    """In every run the cheapest on all ten pictures, and two more on five."""
+    quick = {(QUICK[0], 96), (QUICK[0], 64), (QUICK[1], 64), (QUICK[2], 64)}
+    cases = [
+        pytest.param(name, side, marks=[] if (name, side) in quick else pytest.mark.slow)
+        for name in BUILDERS
+        for side in SIZES
+    ]
+    return pytest.mark.parametrize(("name", "side"), cases)(test)
 
 
-@pytest.fixture(
-    params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BUILDERS]
-)
-def name(request):
-    return request.param
-
-
+@every_network
 def test_maps_and_what_they_say_of_anchors(name, side):
     features, (objectness, deltas), _, _ = torchvision_says(name, side)
     our_features, predictions, _, _ = we_say(name, side)
@@ -126,6 +126,7 @@ def test_maps_and_what_they_say_of_anchors(name, side):
         close(ours, from_nchw(theirs).reshape(ours.shape), 1e-4)
 
 
+@every_network
 def test_proposals(name, side):
     theirs = torchvision_says(name, side)[2]
     ours = we_say(name, side)[2]
@@ -137,6 +138,7 @@ def test_proposals(name, side):
         assert not ours.boxes[i, count:].any()
 
 
+@every_network
 def test_detections(name, side):
     theirs = torchvision_says(name, side)[3]
     ours = we_say(name, side)[3]

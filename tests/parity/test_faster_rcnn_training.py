@@ -18,7 +18,6 @@ from jaxvision.train import create_state, make_train_step
 from jaxvision.train.optim import sgd
 from jaxvision.weights import from_torch
 
-from .tensors import relative_errors
 from .test_faster_rcnn import MEAN, STD, pictures, to_chw
 from .torch_detectors import (
     BUILDERS,
@@ -30,7 +29,9 @@ from .torch_detectors import (
 )
 
 TERMS = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
-STEPS, RATE = 10, 3e-4
+STEPS = 10
+RATES = {"fasterrcnn_resnet50_fpn_v2": 1e-7, "fasterrcnn_mobilenet_v3_large_fpn": 1e-5}
+"""3e-4, but for the wide ones, whose gradients are so large that it leads to chaos."""
 TOP = {"pre_nms_top_n": (100, 100), "post_nms_top_n": (40, 40)}
 EVERYTHING = Sampling(num_anchors=10_000, num_rois=100, roi_positive_fraction=0.5)
 SETTINGS = {
@@ -45,9 +46,10 @@ SETTINGS = {
     "min_size": 64,
     "max_size": 400,
 }
-QUICK = ("fasterrcnn_resnet18_fpn", "fasterrcnn_vgg16")
+FEW_CLASSES = ("fasterrcnn_resnet18_fpn", "fasterrcnn_vgg16")
 NAMES = [
-    *QUICK,
+    "fasterrcnn_resnet18_fpn",
+    pytest.param("fasterrcnn_vgg16", marks=pytest.mark.slow),
     pytest.param("fasterrcnn_resnet50_fpn_v2", marks=pytest.mark.slow),
     pytest.param("fasterrcnn_mobilenet_v3_large_fpn", marks=pytest.mark.slow),
 ]
@@ -89,7 +91,7 @@ def our_batch():
 
 def made(name):
     """Returns torchvision's network, our model, our variables and the conversion."""
-    options = {**BUILDERS[name][1], "num_classes": CLASSES if name in QUICK else 91}
+    options = {**BUILDERS[name][1], "num_classes": CLASSES if name in FEW_CLASSES else 91}
     if not name.endswith("_v2"):
         options |= TOP
     theirs = torch_detector(name, to_chw(pictures(64)[:3]), **SETTINGS)
@@ -105,8 +107,9 @@ def made(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_gradients_and_ten_steps(name):
     theirs, model, variables, convert = made(name)
+    rate = RATES.get(name, 3e-4)
     state, images_and_targets = state_of(theirs), torch_batch()
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=RATE, momentum=0.9)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=rate, momentum=0.9)
     wanted = []
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -120,7 +123,7 @@ def test_losses_gradients_and_ten_steps(name):
 
     with jax.enable_x64(True):
         loss_fn = faster_rcnn_loss(model, mean=MEAN, std=STD, sampling=EVERYTHING)
-        tx = sgd(RATE, momentum=0.9)
+        tx = sgd(rate, momentum=0.9)
         # The first step's gradient is what momentum starts with, so one compile shows both.
         step, training = make_train_step(loss_fn, tx), create_state(variables, tx)
         found = []
@@ -130,13 +133,27 @@ def test_losses_gradients_and_ten_steps(name):
             if i == 0:
                 moved = jax.tree.map(np.asarray, jax.device_get(training.params))
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4)
-    ours = jax.tree.map(lambda after, before: (before - after) / RATE, moved, variables["params"])
-    errors = relative_errors(ours, gradients)
+    ours = jax.tree.map(lambda after, before: (before - after) / rate, moved, variables["params"])
+    errors = errors_of(ours, gradients)
     worst = max(errors, key=errors.get)
     print(f"{name}: worst gradient {errors[worst]:.1e} at {worst}; loss {wanted.sum(axis=1)}")
     assert errors[worst] < 1e-3, worst
     np.testing.assert_allclose(found, wanted, rtol=1e-3)
     assert (np.abs(wanted[-1] - wanted[0]) > 1e-3 * wanted[0]).all()  # it went somewhere
+
+
+def errors_of(ours, theirs):
+    """`relative_errors`, where a gradient that is a millionth of the whole one may be wrong.
+
+    Shifting what batch normalisation takes out again has none but for rounding.
+    """
+    total = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(theirs)))
+
+    def error(p, q):
+        return float(np.linalg.norm(p - q) / (np.linalg.norm(q) + 1e-6 * total))
+
+    found = jax.tree.map(error, ours, theirs)
+    return {jax.tree_util.keystr(path): e for path, e in jax.tree.leaves_with_path(found)}
 
 
 def gradients_of(model):

@@ -18,7 +18,7 @@ from jaxvision.weights import from_torch, read_torch
 from .tensors import from_nchw, to_nchw
 from .torchvision_cpu import torchvision
 
-ONE_OF_EACH_KIND = ("alexnet", "mobilenet_v3_small", "resnet18", "resnext50_32x4d", "vgg11_bn")
+ONE_OF_EACH_KIND = ("alexnet", "resnet18", "resnext50_32x4d", "vgg11_bn")
 NAMES = [n for n in list_models() if hasattr(torchvision.models, n)]
 DIRECTION = np.random.default_rng(1).normal(size=(1, 1000)).astype(np.float32)
 

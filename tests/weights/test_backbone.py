@@ -60,7 +60,14 @@ def test_what_does_not_fit_is_listed():
     detector = drawn(1, "fasterrcnn_resnet18_fpn", **SLIM)
     with pytest.raises(UserError, match=r"should be \[.*8\], is \[.*16\]"):
         put_backbone(detector, drawn(0, "resnet18", width=16))
-    with pytest.raises(UserError, match=r"unexpected layer1/0/(bn3|conv3).* and \d+ more"):
+    with pytest.raises(UserError, match=r"layer1/0/conv1/kernel should be .* and \d+ more"):
         put_backbone(detector, drawn(0, "resnet50", width=8))
-    with pytest.raises(UserError, match="it has no backbone/body"):
+    more, less = drawn(0, "resnet18", width=8), drawn(0, "resnet18", width=8)
+    more["params"]["layer5"] = {"kernel": np.zeros(3)}
+    with pytest.raises(UserError, match="backbone: unexpected layer5/kernel"):
+        put_backbone(detector, more)
+    del less["params"]["layer4"]["1"]["conv2"]
+    with pytest.raises(UserError, match="backbone: missing layer4/1/conv2/kernel"):
+        put_backbone(detector, less)
+    with pytest.raises(UserError, match="no backbone/body in them"):
         put_backbone(drawn(0, "resnet18", width=8), drawn(0, "resnet18", width=8))

@@ -33,7 +33,7 @@ def assert_equal(ours, theirs):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_there_and_back(frozen):
-    options = {**SLIM, "frozen_norm": frozen}
+    options = {**SLIM, "frozen_norm": frozen, "anchor_sizes": [[16], [32], [64], [96]]}
     variables = drawn(NAME, **options)
     state = to_torch(NAME, variables, **options)
     assert {"backbone.body.bn1.weight", "rpn.head.conv.0.0.weight"} <= set(state)
