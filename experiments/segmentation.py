@@ -75,9 +75,9 @@ class Config:
     """Training scenes."""
     num_val: int = 500
     num_test: int = 1000
-    epochs: int = 4
-    batch_size: int = 16
-    learning_rate: float = 4e-3
+    epochs: int = 2
+    batch_size: int = 8
+    learning_rate: float = 3e-3
     """Of Adam; it falls to 0 along a half cosine."""
     weights: str | None = None
     """Of torchvision's networks: a .pth file, an address, or a published name such as
