@@ -168,7 +168,6 @@ def make_training(config: Config, splits: dict[str, DetectionDataset]) -> Traini
                 "kind": "letterbox",
                 "size": shape,
                 "fill": GREY,
-                "bgr": False,
                 "center": not is_yolox(config),
             },
         },
@@ -185,8 +184,10 @@ def is_yolox(config: Config) -> bool:
 
 def normalization(config: Config) -> tuple[Any, Any]:
     """Returns the mean and standard deviation that pictures are normalised by."""
-    if config.init is None or not is_yolox(config):
+    if config.init is None:
         return MEAN, STD
+    if not is_yolox(config):
+        return 0.0, 1.0  # darknet's
     published = find_weights(config.model, "COCO").preprocessing
     return published.mean, published.std
 

@@ -3,7 +3,7 @@
 A checkpoint's `meta["preprocessing"]` says how, by its "kind":
 
 - letterbox: as large as fits into "size" (h, w), on a canvas of the grey level "fill", in its
-  middle or ("center" false) at the top left; "bgr" turns the channels around
+  middle or ("center" false) at the top left
 - shortest_side: the shorter side becomes "shortest" pixels, unless the longer one would be more
   than "longest", rounded as torchvision's detection models do; sides are then padded at the right
   and the bottom to multiples of "multiple", so that there are few shapes
@@ -105,14 +105,13 @@ def _letterboxed(
     picture: np.ndarray,
     size: Sequence[int],
     fill: int = 114,
-    bgr: bool = False,
     center: bool = True,
     antialias: bool = False,
 ) -> Prepared:
     transform = letterbox(tuple(size), fill=fill, center=center, antialias=antialias)
     placement = transform.placement(*picture.shape[:2])
     image = place_image(picture, placement, fill=fill, antialias=antialias)
-    return Prepared(np.ascontiguousarray(image[..., ::-1]) if bgr else image, placement)
+    return Prepared(image, placement)
 
 
 def _by_shortest_side(

@@ -8,7 +8,6 @@ import flax.linen as nn
 
 from jaxvision.data.formats.voc import CLASS_NAMES as VOC_CLASSES
 from jaxvision.models import get_model
-from jaxvision.models.zoo import MODELS
 from jaxvision.weights import find_weights, load_weights
 from jaxvision.weights.catalog import (
     CATALOG,
@@ -17,6 +16,7 @@ from jaxvision.weights.catalog import (
     ShortestSide,
     options_needed,
 )
+from jaxvision.weights.darknet_cfg import darknet_meta
 from jaxvision.weights.rules import RULES
 
 SEGMENTED_SIDES = {"longest": 2080, "multiple": 32}
@@ -24,7 +24,7 @@ SEGMENTED_SIDES = {"longest": 2080, "multiple": 32}
 no padding; without them every aspect would be a compile, and a panorama all of the memory."""
 
 DARKNET = ("yolov1", "fast_yolov1")
-"""Models of the author's files, which no catalog has: 448 x 448, VOC's classes, [0, 1] as it is."""
+"""Models of the author's files, which no catalogue has, and which tell VOC's classes apart."""
 
 Meta = dict[str, Any]
 
@@ -36,7 +36,7 @@ def load_published(
     options: Mapping[str, Any],
 ) -> tuple[nn.Module, Any, Meta]:
     """Returns `(model, variables, meta)`: see `Predictor.from_weights`."""
-    task, prepared, known = _expected(name, str(weights))
+    expected, known = _expected(name, str(weights))
     options = {**options_needed(name, str(weights)), **options}
     background = int(name in RULES and RULES[name].background)
     if class_names is not None:
@@ -50,26 +50,22 @@ def load_published(
     meta = {
         "model": name,
         "options": options,
-        "task": task,
         "class_names": tuple(class_names),
-        "mean": prepared.mean,
-        "std": prepared.std,
-        **_preparation(prepared),
+        **expected,
     }
     return model, variables, meta
 
 
-def _expected(
-    name: str, weights: str
-) -> tuple[str, Preprocessing | Letterbox | ShortestSide, tuple[str, ...]]:
-    """Returns the task, what pictures have to be, and the classes of the published weights."""
-    if name in DARKNET and name not in CATALOG and name in MODELS:
-        letterbox = Letterbox((448, 448), fill=127, center=True, std=(1.0, 1.0, 1.0))
-        return "detection", letterbox, VOC_CLASSES
+def _expected(name: str, weights: str) -> tuple[Meta, tuple[str, ...]]:
+    """Returns the task and what pictures have to be, and the classes of the published weights."""
+    if name in DARKNET:
+        return darknet_meta(), VOC_CLASSES
     first = next(iter(CATALOG.get(name, {})), "DEFAULT")
     published = weights in ("DEFAULT", *CATALOG.get(name, {}))
     found = find_weights(name, weights if published else first)
-    return found.task, found.preprocessing, found.class_names
+    prepared = found.preprocessing
+    meta = {"task": found.task, "mean": prepared.mean, "std": prepared.std}
+    return {**meta, **_preparation(prepared)}, found.class_names
 
 
 def _preparation(prepared: Preprocessing | Letterbox | ShortestSide) -> Meta:

@@ -73,7 +73,6 @@ class Letterbox:
             "kind": "letterbox",
             "size": list(self.size),
             "fill": self.fill,
-            "bgr": False,
             "center": self.center,
         }
 

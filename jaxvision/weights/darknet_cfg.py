@@ -58,17 +58,19 @@ class DarknetNetwork:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What darknet does with a picture: RGB in [0, 1], its sides stretched to the input's."""
-        h, w, _ = self.input_shape
-        return {
-            "model": "yolov1",
-            "options": self.options,
-            "input_shape": self.input_shape,
-            "mean": 0.0,
-            "std": 1.0,
-            "task": "detection",
-            "preprocessing": {"kind": "resize", "size": [h, w], "bgr": False},
-        }
+        """What a checkpoint's meta says of the network, but for the names of its classes."""
+        return {"model": "yolov1", "options": self.options, **darknet_meta(self.input_shape)}
+
+
+def darknet_meta(input_shape: tuple[int, int, int] = (448, 448, 3)) -> dict[str, Any]:
+    """What darknet's YOLO v1 does with a picture: RGB in [0, 1], its sides stretched to fit."""
+    return {
+        "task": "detection",
+        "input_shape": input_shape,
+        "mean": 0.0,
+        "std": 1.0,
+        "preprocessing": {"kind": "resize", "size": list(input_shape[:2])},
+    }
 
 
 def read_darknet_cfg(path: str | os.PathLike[str]) -> DarknetNetwork:

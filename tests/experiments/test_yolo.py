@@ -163,6 +163,17 @@ def test_yolox_is_another_flag(yolo, config):
     assert found.boxes.shape == (8, 100, 4)
 
 
+def test_pictures_are_normalised_as_the_first_weights_want_it(yolo, config):
+    def of(**changes):
+        return yolo.normalization(dataclasses.replace(config, **changes))
+
+    assert of() == (0.5, 0.25)
+    assert of(model="yolov1", init="yolov1.weights") == (0.0, 1.0)
+    mean, std = of(model="yolox_s", init="COCO")
+    assert mean == (0.0, 0.0, 0.0)
+    np.testing.assert_allclose(std, 1 / 255)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -19,7 +19,7 @@ def bright_models():
 
 @pytest.fixture(scope="session")
 def detector_run(bright_models, tmp_path_factory):
-    letterbox = {"kind": "letterbox", "size": [SIDE, SIDE], "fill": 114, "bgr": False}
+    letterbox = {"kind": "letterbox", "size": [SIDE, SIDE], "fill": 114}
     meta = {"model": "bright_boxes", "task": "detection", "class_names": list(CLASSES)}
     meta["preprocessing"] = {**letterbox, "center": True}
     return save_run(tmp_path_factory.mktemp("bright") / "run", meta)

@@ -7,13 +7,14 @@ import pytest
 
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
-from jaxvision.predict import Detections, Localization, Predictor, Segmentation
+from jaxvision.predict import Detections, Localization, Predictor, Segmentation, published
 from jaxvision.predict.preparation import prepare
 from jaxvision.predict.published import load_published
 from jaxvision.train import create_state
 from jaxvision.train.checkpoint import CheckpointStore
 from jaxvision.train.optim import sgd
 from jaxvision.weights import to_torch, write_torch
+from jaxvision.weights.darknet_cfg import darknet_meta
 
 from .bright_boxes import CLASSES, save_run, scene, tolerance, write_mixed_pictures
 
@@ -100,7 +101,7 @@ def test_thresholds_come_from_the_caller(detector_run):
     "preprocessing",
     [
         {"kind": "letterbox", "size": [416, 640], "center": True},
-        {"kind": "letterbox", "size": [640, 640], "center": False, "bgr": True},
+        {"kind": "letterbox", "size": [640, 640], "center": False},
         {"kind": "shortest_side", "shortest": 64, "longest": 200, "multiple": 32},
         {"kind": "shorter_side", "shortest": 64, "longest": 200},
         {"kind": "resize", "size": [64, 96]},
@@ -121,16 +122,21 @@ def test_known_rectangles_survive_the_way_there_and_back(preprocessing):
         assert (canvas <= ends + 0.01).all()
 
 
-def test_bgr_turns_the_channels_and_extremes_keep_to_a_bound():
-    red = np.zeros((4, 4, 3), np.uint8)
-    red[..., 0] = 200
-    prepared = prepare(red, {"kind": "letterbox", "size": [4, 4], "bgr": True}, (4, 4))
-    assert prepared.image[0, 0].tolist() == [0, 0, 200]
+def test_darknets_pictures_are_stretched_as_its_own_reader_says():
+    meta, class_names = published._expected("yolov1", "yolov1.weights")
+    assert meta == darknet_meta()
+    assert len(class_names) == 20
+    prepared = prepare(scene(160, 120), meta["preprocessing"], meta["input_shape"][:2])
+    assert prepared.image.shape == (448, 448, 3)
+    assert prepared.placement.resized == (448, 448)
+
+
+def test_extremes_keep_to_a_bound():
     wide = {"kind": "shorter_side", "shortest": 520, "longest": 2080, "multiple": 32}
     assert prepare(np.zeros((1, 9000, 3), np.uint8), wide, (1, 1)).image.shape == (32, 2080, 3)
     assert prepare(np.zeros((375, 500, 3), np.uint8), wide, (1, 1)).image.shape == (544, 704, 3)
     with pytest.raises(UserError, match="'magic'"):
-        prepare(red, {"kind": "magic"}, (4, 4))
+        prepare(np.zeros((4, 4, 3), np.uint8), {"kind": "magic"}, (4, 4))
 
 
 # ------------------------------------------------------------------- segmentation and localisation

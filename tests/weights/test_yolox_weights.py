@@ -170,7 +170,6 @@ def test_what_is_known_of_the_published_files():
             "kind": "letterbox",
             "size": [side, side],
             "fill": 114,
-            "bgr": False,
             "center": False,
         }
         assert weights.url.startswith("https://github.com/Megvii-BaseDetection/YOLOX/releases/")
