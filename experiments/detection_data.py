@@ -41,14 +41,22 @@ class DetectionData:
     """At most so many training pictures, by default all; val and test likewise."""
     num_val: int | None = None
     num_test: int | None = None
+    overfit: bool = False
+    """A check of everything: validate and test on the training pictures themselves, of which
+    --num-train 8 leaves eight. Take --flip 0 --scale 1 1 --colors 0 with it."""
 
 
 def load_splits(config: DetectionData) -> dict[str, DetectionDataset]:
-    """Loads "train", "val" and "test", no larger than asked for.
+    """Loads "train", "val" and "test", no larger than asked for; to overfit, all three the same.
 
     A data set without a test set is tested on its validation set, and one without a validation set
     is validated on its test set, which is said; one that has neither is refused.
     """
+    splits = _splits(config)
+    return dict.fromkeys(splits, splits["train"]) if config.overfit else splits
+
+
+def _splits(config: DetectionData) -> dict[str, DetectionDataset]:
     counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     wrong = [f"--num-{name} {n}" for name, n in counts.items() if n is not None and n < 1]
     if wrong:

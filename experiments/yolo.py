@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import tyro
+from augmentation import Augmentation, augment, check_augmentation
 from detection import Finder, Thresholds, evaluation_of, report
 from detection_data import DetectionData, load_splits, similar_classes
 from training import Training, falling_rate, milliseconds_a_step, train
@@ -31,16 +32,11 @@ from jaxvision.data import (
     DetectionBatches,
     DetectionDataset,
     MultiScale,
-    compose,
-    hsv_jitter,
     letterbox,
     mosaic,
-    random_flip,
-    scale_jitter,
 )
 from jaxvision.data.detection_geometry import GREY
 from jaxvision.data.detection_transforms import PlacementTransform
-from jaxvision.data.transforms import Transform
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.losses import yolov1_loss, yolox_loss
 from jaxvision.train.checkpoint import load_checkpoint
@@ -54,7 +50,7 @@ MEAN, STD = 0.5, 0.25
 
 
 @dataclass(frozen=True)
-class Config(Thresholds, DetectionData):
+class Config(Thresholds, Augmentation, DetectionData):
     model: str = "yolov1_tiny"
     """yolov1, fast_yolov1, yolov1_tiny, or yolox_nano, _tiny, _s, _m, _l, _x, _darknet53."""
     init: str | None = None
@@ -78,12 +74,6 @@ class Config(Thresholds, DetectionData):
     """AdamW's, which is times the rate; for sgd, where it is L2, take 5e-4."""
     ema_decay: float | None = 0.998
     """Of the moving average of the weights, which is what is evaluated and kept; None: none."""
-    flip: float = 0.5
-    """The probability of mirroring."""
-    scale: tuple[float, float] = (0.8, 1.25)
-    """Pictures are resized by a factor from this range, then cut or padded. 1 1: not at all."""
-    colors: float = 1.0
-    """How much hue, saturation and value change; 0: not at all, 1: as in the paper of YOLO v1."""
     mosaic: float = 0.0
     """The probability that four pictures are joined in one."""
     multi_scale: tuple[int, ...] = ()
@@ -131,7 +121,7 @@ def make_training(config: Config, splits: dict[str, DetectionDataset]) -> Traini
         train_set,
         config.batch_size,
         seed=config.seed,
-        transform=augmentation(config),
+        transform=augment(config, placement(config), shape),
         mix=mosaic(shape, p=config.mosaic) if config.mosaic else None,
         multi_scale=MultiScale(sizes) if sizes else None,
         drop_last=True,
@@ -197,19 +187,6 @@ def placement(config: Config) -> PlacementTransform:
     return letterbox((config.size, config.size), center=not is_yolox(config))
 
 
-def augmentation(config: Config) -> Transform:
-    """Returns what is done to training pictures, ending at the one size."""
-    shape, colors = (config.size, config.size), config.colors
-    steps: list[Transform] = [random_flip(config.flip)]
-    if config.scale == (1.0, 1.0):
-        steps.append(placement(config))
-    else:
-        steps.append(scale_jitter(shape, config.scale, spread=True))
-    if colors:
-        steps.append(hsv_jitter(0.1 * colors, 1 + 0.5 * colors, 1 + 0.5 * colors))
-    return compose(*steps)
-
-
 def make_loss(config: Config, model: nn.Module) -> LossFn:
     mean, std = normalization(config)
     if is_yolox(config):
@@ -225,10 +202,9 @@ def make_finder(config: Config, model: nn.Module, dataset: DetectionDataset) -> 
 
 def check(config: Config) -> None:
     """Refuses what cannot be trained, before any work."""
+    check_augmentation(config)
     if not config.model.startswith(("yolo", "fast_yolo")):
         raise UserError(f"expected a YOLO as --model, such as yolov1_tiny, got {config.model!r}")
-    if not 0 <= config.colors <= 5:
-        raise UserError(f"expected --colors from 0 to 5, got {config.colors}")
     multiple = 16 if config.stem == "small" else 32
     if is_yolox(config) and config.size % multiple:
         raise UserError(
@@ -236,9 +212,6 @@ def check(config: Config) -> None:
         )
     if not is_yolox(config) and (config.width or config.stem):
         raise UserError(f"--width and --stem are YOLOX's: {config.model} has none of them")
-    low, high = config.scale
-    if not 0 < low <= high:
-        raise UserError(f"expected --scale above 0, the lower bound first, got {low} {high}")
 
 
 if __name__ == "__main__":

@@ -132,12 +132,12 @@ def localization_loss(
     """Returns the localisation task's `loss_fn(params, batch_stats, batch, key, train=True)`.
 
     The batch is one for detection: `image` [b, h, w, c], uint8 or float in [0, 1], `boxes` float
-    [b, m, 4] in pixels and `labels` int [b, m], of which the first of each picture is taken, and,
-    where it is padded, `valid` bool [b]. The model returns "logits" and "box_deltas", see
-    `decode_picture_boxes`. The loss is cross-entropy + `box_weight` * `box_regression_loss` and,
-    where the model returns "cell_logits", + `cell_weight` * `cell_cross_entropy`: told where to
-    look, a network learns sooner what is there. The metrics are the loss, its parts, and
-    those of `localization_metrics`.
+    [b, m, 4] in pixels and `labels` int [b, m], of which the first of each picture is taken; where
+    some pictures have none, `box_valid` bool [b, m], and where it is padded, `valid` bool [b]. The
+    model returns "logits" and "box_deltas", see `decode_picture_boxes`. The loss is cross-entropy
+    + `box_weight` * `box_regression_loss` and, where the model returns "cell_logits",
+    + `cell_weight` * `cell_cross_entropy`: told where to look, a network learns sooner what is
+    there. The metrics are the loss, its parts, and those of `localization_metrics`.
     """
 
     def loss_fn(params, batch_stats, batch: Batch, key, train: bool = True):
@@ -146,8 +146,11 @@ def localization_loss(
         )
         size = batch["image"].shape[1:3]
         labels, boxes = jnp.asarray(batch["labels"])[:, 0], jnp.asarray(batch["boxes"])[:, 0]
-        valid = batch.get("valid")
-        valid = None if valid is None else jnp.asarray(valid)
+        valid = jnp.ones(labels.shape, bool)
+        if "valid" in batch:
+            valid &= jnp.asarray(batch["valid"])
+        if "box_valid" in batch:
+            valid &= jnp.asarray(batch["box_valid"])[:, 0]
         class_loss = cross_entropy(outputs["logits"], labels, valid)
         distance = box_regression_loss(outputs["box_deltas"], boxes, size, valid, box_loss)
         loss = class_loss + box_weight * distance

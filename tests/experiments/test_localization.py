@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jaxvision.cli import main
@@ -34,7 +33,6 @@ def config(localization, data_dir, tmp_path):
         data="embedded",
         data_dir=data_dir,
         run_dir=tmp_path / "run",
-        full_size=False,
     )
 
 
@@ -49,7 +47,7 @@ def test_a_run_leaves_its_files_and_goes_on(localization, config, capsys):
     model, variables, meta = load_checkpoint(config.run_dir)
     options = {"stem": "imagenet", "width": 4, "stage_sizes": [1, 1]}
     assert meta["options"]["backbone_options"] == options
-    outputs = model.apply(variables, jnp.zeros((2, 64, 64, 3)))
+    outputs = model.apply(variables, jnp.zeros((2, 128, 128, 3)))
     assert outputs["box_deltas"].shape == (2, 4)
     assert set(whole) >= {"accuracy", "iou", "localization_error", "ms_per_step"}
     # The command line gives the experiment's figures, from the scenes as they were drawn.
@@ -66,25 +64,9 @@ def test_a_run_leaves_its_files_and_goes_on(localization, config, capsys):
     }
 
 
-def test_halving_halves_the_boxes_too(experiment, localization, config):
-    scenes = experiment("localization").load_detection(
-        "garment_scenes",
-        garments=(1, 1),
-        counts={"train": 48, "val": 8, "test": 10},
-        data="embedded",
-        data_dir=config.data_dir,
-        announce=lambda line: None,
-    )["test"]
-    half = localization.halved(scenes)
-    assert half.images.shape == (10, 64, 64, 3)
-    for old, new in zip(scenes.objects, half.objects, strict=True):
-        np.testing.assert_allclose(2 * new.boxes, old.boxes)
-        assert len(new) == 1
-    assert half.images[3, 5, 7, 1] == round(scenes.images[3, 10:12, 14:16, 1].mean() + 1e-6)
-
-
 def test_mistakes_are_refused_before_anything_is_written(localization, config):
     for changes, message in (
+        ({"scale": (1.2, 0.8)}, "the lower bound first, got 1.2 0.8"),
         ({"epochs": 0}, "at least 1 epoch, got 0"),
         ({"backbone": "lenet"}, "model 'lenet' has no option"),
         ({"batch_size": 49}, "batch size of at most 48"),
