@@ -162,6 +162,18 @@ def warmup(schedule: LearningRate, *, steps: int, start_factor: float = 0.001) -
     return warmed
 
 
+def rising_decay(decay: float) -> Schedule:
+    """Returns a moving average's decay after n steps: min(decay, (1 + n) / (10 + n)).
+
+    With the whole decay from the beginning an average remembers the first weights for long, and
+    BatchNorm's first variances of 1, which make a deep network's average useless until then.
+
+    >>> [round(float(rising_decay(0.998)(n)), 3) for n in (0, 90, 10_000)]
+    [0.1, 0.91, 0.998]
+    """
+    return lambda n: jnp.minimum(decay, (1 + n) / (10 + n))
+
+
 def _check_positive(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvision.errors import UserError
-from jaxvision.train.optim import Freeze
+from jaxvision.train.optim import Freeze, Schedule
 from jaxvision.train.state import TrainState
 from jaxvision.train.trainable import frozen_as_in_inference, merge_params, split_params
 from jaxvision.types import Batch, LossFn, Metrics
@@ -29,7 +29,7 @@ def make_train_step(
     mesh: Mesh | None = None,
     *,
     accumulate: int = 1,
-    ema_decay: float | None = None,
+    ema_decay: float | Schedule | None = None,
     select: Select | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns jitted `(state, batch) -> (state, metrics)`, which donates `state`.
@@ -40,8 +40,9 @@ def make_train_step(
     `accumulate` splits the batch into that many parts, one after the other, and adds their
     gradients before the one update: the result of the whole batch (but for BatchNorm, which sees
     the parts) in less memory. `ema_decay` d keeps `ema = d * ema + (1 - d) * value` of params and
-    batch_stats; the state must have been created with `ema=True`. `mesh` shards the batch over the
-    mesh's `data` axis and replicates the rest. `select` makes the batch inside the step, from data
+    batch_stats, d a number or a function of the step, such as `rising_decay`; the state must have
+    been created with `ema=True`. `mesh` shards the batch over the mesh's `data` axis and replicates
+    the rest. `select` makes the batch inside the step, from data
     on the device. Where `tx` is made by `freeze`, what it freezes is not differentiated by.
     """
     mesh = auto_mesh(mesh)
@@ -70,8 +71,9 @@ def make_train_step(
             params = merge_params(params, frozen)
         ema = state.ema
         if ema_decay is not None:
+            decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
             new = {"params": params, "batch_stats": batch_stats}
-            ema = jax.tree.map(partial(_moving_average, ema_decay), ema, new)
+            ema = jax.tree.map(partial(_moving_average, decay), ema, new)
         metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
@@ -109,7 +111,7 @@ def auto_mesh(mesh: Mesh | None) -> Mesh | None:
     return None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
 
 
-def _check_ema(state: TrainState, ema_decay: float | None) -> None:
+def _check_ema(state: TrainState, ema_decay: float | Schedule | None) -> None:
     if (state.ema is None) != (ema_decay is None):
         raise ValueError(
             f"ema_decay is {ema_decay}, but the state was created with "
@@ -135,10 +137,10 @@ def _loss_of_trainable(loss_fn: LossFn, tx):
     return loss_of_trainable
 
 
-def _moving_average(decay: float, average: jax.Array, new: jax.Array) -> jax.Array:
+def _moving_average(decay: Any, average: jax.Array, new: jax.Array) -> jax.Array:
     if not jnp.issubdtype(new.dtype, jnp.inexact):
         return new  # a count, such as BatchNorm's num_batches_tracked
-    return decay * average + (1 - decay) * new
+    return (decay * average + (1 - decay) * new).astype(average.dtype)
 
 
 def _accumulated(grad_fn, batch_stats: Any, parts: list[Batch], key: jax.Array):

@@ -12,7 +12,7 @@ from jaxvision.data import ArrayDataset, Batches
 from jaxvision.losses import classification_loss
 from jaxvision.models import get_model
 from jaxvision.train import create_state, evaluate, make_eval_step, make_train_step
-from jaxvision.train.optim import sgd
+from jaxvision.train.optim import rising_decay, sgd
 from jaxvision.train.resident import ResidentData
 
 MLP = get_model("mlp", hidden=(8,), num_classes=3)
@@ -179,18 +179,21 @@ def test_parts_of_unequal_size_are_an_error():
         )
 
 
-def test_the_moving_average_by_its_formula():
-    decay, tx = 0.75, sgd(0.5)
-    train_step = make_train_step(distance_loss, tx, ema_decay=decay)
+@pytest.mark.parametrize("ema_decay", [0.75, rising_decay(0.75)], ids=["constant", "rising"])
+def test_the_moving_average_by_its_formula(ema_decay):
+    tx = sgd(0.5)
+    train_step = make_train_step(distance_loss, tx, ema_decay=ema_decay)
     state = distance_state(tx, ema=True)
     expected = {"params": {"w": 1.0}, "batch_stats": {"calls": 0.0}}
-    for _ in range(5):
+    for step in range(5):
+        decay = float(ema_decay(step)) if callable(ema_decay) else ema_decay
         state, _ = train_step(state, {"x": np.array([9.0], np.float32)})
         values = {"params": state.params, "batch_stats": state.batch_stats}
         expected = jax.tree.map(lambda e, v: decay * e + (1 - decay) * float(v), expected, values)
         assert_close(state.ema, expected, rtol=1e-6)
         assert state.variables is state.ema
-    assert float(state.ema["params"]["w"]) < float(state.params["w"]) - 0.5
+    lag = 0.0 if callable(ema_decay) else 0.5
+    assert float(state.ema["params"]["w"]) < float(state.params["w"]) - lag
 
 
 @pytest.mark.parametrize(("decay", "ema"), [(0.9, False), (None, True)])
