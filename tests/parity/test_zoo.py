@@ -1,7 +1,7 @@
 """torchvision's classifiers: logits, input gradients and sizes, from random converted weights.
 
-The weights pass through a file that the real torch writes. One network of each kind runs in every
-suite; the others, which differ from it in numbers only, are marked slow.
+The weights pass through a file that the real torch writes. One VGG and one ResNet run in every
+suite; the others, of which some need half a minute, in `make parity-all`.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jaxvision.weights import from_torch, read_torch
 from .tensors import from_nchw, to_nchw
 from .torchvision_cpu import torchvision
 
-ONE_OF_EACH_KIND = ("alexnet", "resnet18", "resnext50_32x4d", "vgg11_bn")
+IN_EVERY_SUITE = ("resnet18", "vgg11_bn")
 NAMES = [n for n in list_models() if hasattr(torchvision.models, n)]
 DIRECTION = np.random.default_rng(1).normal(size=(1, 1000)).astype(np.float32)
 
@@ -44,7 +44,7 @@ def pictures(size: int, count: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in ONE_OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+    [n if n in IN_EVERY_SUITE else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
 )
 def test_logits_input_gradients_and_parameter_count(name, tmp_path):
     reference = torch_model(name)

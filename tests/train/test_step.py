@@ -1,6 +1,7 @@
 """Train and evaluation steps: by hand, in parts, averaged, and on eight simulated devices."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +180,10 @@ def test_parts_of_unequal_size_are_an_error():
         )
 
 
+def averaged(decay, average, value):
+    return decay * average + (1 - decay) * float(value)
+
+
 @pytest.mark.parametrize("ema_decay", [0.75, rising_decay(0.75)], ids=["constant", "rising"])
 def test_the_moving_average_by_its_formula(ema_decay):
     tx = sgd(0.5)
@@ -189,7 +194,7 @@ def test_the_moving_average_by_its_formula(ema_decay):
         decay = float(ema_decay(step)) if callable(ema_decay) else ema_decay
         state, _ = train_step(state, {"x": np.array([9.0], np.float32)})
         values = {"params": state.params, "batch_stats": state.batch_stats}
-        expected = jax.tree.map(lambda e, v: decay * e + (1 - decay) * float(v), expected, values)
+        expected = jax.tree.map(partial(averaged, decay), expected, values)
         assert_close(state.ema, expected, rtol=1e-6)
         assert state.variables is state.ema
     lag = 0.0 if callable(ema_decay) else 0.5
