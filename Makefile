@@ -51,7 +51,7 @@ lint: install
 # The suite compiles for longer than it computes. Not so the comparison: a trajectory's last bits
 # depend on what the compiler does.
 suite: install
-	XLA_FLAGS=--xla_backend_optimization_level=1 $(VENV)/bin/python $(PYTEST) -m "not parity"
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(VENV)/bin/python $(PYTEST) -m "not parity"
 
 parity: $(PARITY_VENV)/installed
 	$(PARITY_VENV)/bin/python $(PYTEST) -m "(parity or core) and not slow"

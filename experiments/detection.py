@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxvision.data import DetectionBatches, DetectionDataset
+from jaxvision.data import DetectionBatches, DetectionDataset, Proposals
 from jaxvision.data.batch_shapes import picture_sizes
 from jaxvision.data.detection_transforms import PlacementTransform
 from jaxvision.errors import UserError
@@ -18,18 +18,20 @@ from jaxvision.metrics.coco import coco_scores
 from jaxvision.metrics.detection import detection_average_precision
 from jaxvision.metrics.errors import ClassGroups, error_breakdown
 from jaxvision.models.detection import make_detector
+from jaxvision.models.proposal_detection import make_proposal_detector
+from jaxvision.ops import BoxMasks
 from jaxvision.report import read_records
 from jaxvision.report.detection import write_detection_report
 from jaxvision.train import TrainState, evaluate, make_eval_step
 from jaxvision.train.run import read_config
-from jaxvision.types import LossFn
+from jaxvision.types import LossFn, PaddedInstances
 
 SHOWN = 500
 """Test pictures that the report's pictures, pies and curves are made of."""
 PREDICTIONS = "predictions.npz"
 """In a run folder: what the best checkpoint found in the test pictures."""
 
-Found = dict[str, np.ndarray]
+Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Thresholds:
 class Finder:
     """`variables -> what is found` in every picture of a data set: boxes in its own pixels.
 
-    `prepare` brings the pictures to the one size that the model takes.
+    `prepare` brings the pictures to the one size that the model takes, or to one that fits into
+    one of `buckets`. What a model finds with masks has them as run lengths of the whole picture;
+    `masks` is for `batches`, whose objects then have theirs, as the loss of such a model wants it.
+    A model that is given proposals looks at the first `num_proposals` of `proposals`.
     """
 
     def __init__(
@@ -60,6 +65,10 @@ class Finder:
         std: Any,
         thresholds: Thresholds,
         batch_size: int = 32,
+        buckets: Sequence[tuple[int, int]] | None = None,
+        masks: bool = False,
+        proposals: Proposals | None = None,
+        num_proposals: int | None = None,
     ):
         self.dataset = dataset
         sizes = [(int(h), int(w)) for h, w in picture_sizes(dataset)]
@@ -70,8 +79,16 @@ class Finder:
             min(batch_size, len(dataset)),
             shuffle=False,
             transform=None if already else prepare,
+            buckets=buckets,
+            masks=masks,
+            proposals=proposals,
+            num_proposals=num_proposals,
         )
-        self.detect = make_detector(
+        self._inputs = ["image", "size"]
+        if proposals is not None:
+            self._inputs += ["proposals", "proposal_valid"]
+        make = make_detector if proposals is None else make_proposal_detector
+        self.detect = make(
             model,
             mean=mean,
             std=std,
@@ -81,33 +98,46 @@ class Finder:
         )
 
     def __call__(self, variables: Any) -> list[Found]:
-        results: list[Found] = []
+        results: list[Found] = [{} for _ in range(len(self.dataset))]
         variables = jax.device_put(variables)
+        slots = self.batches.padded_order(0).reshape(-1, self.batches.batch_size)
+        counts = self.batches.valid_slots(0).reshape(slots.shape)
         for step in range(self.batches.steps_per_epoch):
             batch = self.batches(step)
-            found = jax.device_get(self.detect(variables, batch["image"], batch["size"]))
-            for row in range(min(len(found.valid), len(self.dataset) - len(results))):
-                real = found.valid[row]
-                placement = self._placements[len(results)]
-                results.append(
-                    {
-                        "boxes": placement.to_original(found.boxes[row][real]),
-                        "scores": found.scores[row][real],
-                        "labels": found.labels[row][real],
-                    }
-                )
+            inputs = (batch[name] for name in self._inputs)
+            found = jax.device_get(self.detect(variables, *inputs))
+            for row in np.flatnonzero(counts[step]):
+                index, real = slots[step][row], found.valid[row]
+                placement = self._placements[index]
+                results[index] = {
+                    "boxes": placement.to_original(found.boxes[row][real]),
+                    "scores": found.scores[row][real],
+                    "labels": found.labels[row][real],
+                }
+                if isinstance(found, PaddedInstances):
+                    boxes = results[index]["boxes"]
+                    masks = BoxMasks(found.masks[row][real], boxes, placement.original)
+                    results[index]["masks"] = masks.run_lengths()
         return results
 
 
-def evaluation_of(loss_fn: LossFn, find: Finder) -> Callable[[TrainState], dict[str, float]]:
-    """Returns `state -> metrics`: the loss, its terms, and the mean average precisions."""
+def evaluation_of(
+    loss_fn: LossFn,
+    find: Finder,
+    precisions: Callable[[list[Found]], dict[str, float]] | None = None,
+) -> Callable[[TrainState], dict[str, float]]:
+    """Returns `state -> metrics`: the loss, its terms, and `precisions` of what is found.
+
+    These are by default the mean average precisions of the boxes.
+    """
     eval_step = make_eval_step(loss_fn)
-    k = len(find.dataset.class_names)
+    targets, k = find.dataset.objects, len(find.dataset.class_names)
+    precisions = precisions or (lambda found: mean_precisions(found, targets, k))
 
     def evaluation(state: TrainState) -> dict[str, float]:
         batches = (find.batches(step) for step in range(find.batches.steps_per_epoch))
         losses = evaluate(eval_step, state, batches)
-        return losses | mean_precisions(find(state.variables), find.dataset.objects, k)
+        return losses | precisions(find(state.variables))
 
     return evaluation
 
@@ -191,8 +221,12 @@ def report(
     similar: ClassGroups,
     throughput: Mapping[str, Any],
     extra: Mapping[str, Any],
+    targets: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes predictions.npz, result.json and report.html; returns and prints the test scores."""
+    """Writes predictions.npz, result.json and report.html; returns and prints the test scores.
+
+    `targets` are the objects of the test pictures with what the data set's own do not have: masks.
+    """
     result = {**scores_of(found, dataset, similar), **throughput, **extra}
     save_predictions(run_dir / PREDICTIONS, found, dataset)
     text = json.dumps(result, indent=2)
@@ -202,6 +236,8 @@ def report(
         f"mAP@0.5 {result['mAP50']:.4f} (by VOC07's 11 points {result['mAP50_voc07']:.4f}), "
         f"COCO AP {result['coco_ap']:.4f}"
     )
+    if "mask_ap" in result:
+        words += f", of masks {result['mask_ap']:.4f}"
     path = write_detection_report(
         run_dir,
         title=title,
@@ -209,7 +245,7 @@ def report(
         records=read_records(run_dir / "metrics.jsonl"),
         class_names=dataset.class_names,
         predictions=found[:shown],
-        targets=dataset.objects[:shown],
+        targets=(dataset.objects if targets is None else targets)[:shown],
         image_at=dataset.image,
         similar=similar,
         throughput=throughput,

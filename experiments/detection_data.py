@@ -41,6 +41,9 @@ class DetectionData:
     """At most so many training pictures, by default all; val and test likewise."""
     num_val: int | None = None
     num_test: int | None = None
+    train_split: str = "train"
+    """What is trained on; trainval, for the figures of VOC's papers, has the pictures of val too,
+    so that validation then says little."""
     overfit: bool = False
     """A check of everything: validate and test on the training pictures themselves, of which
     --num-train 8 leaves eight. Take --flip 0 --scale 1 1 --colors 0 with it."""
@@ -62,23 +65,26 @@ def _splits(config: DetectionData) -> dict[str, DetectionDataset]:
     if wrong:
         raise UserError(f"expected at least one picture, got {', '.join(wrong)}")
     common = {"source": config.source, "data_dir": config.data_dir}
+    if config.data == "garment_scenes" and config.train_split != "train":
+        raise UserError(f"garment_scenes: expected --train-split train, got {config.train_split}")
     if config.data == "garment_scenes":
         given = {name: n for name, n in counts.items() if n is not None}
         return load_detection(
             config.data, size=config.picture_size, data=config.garments, counts=given, **common
         )
     splits = load_detection(config.data, **common)
-    if "train" not in splits:
-        raise UserError(f"{config.data}: expected a split train, got {', '.join(splits)}")
+    trained = config.train_split
+    if trained not in splits:
+        raise UserError(f"{config.data}: expected a split {trained}, got {', '.join(splits)}")
     held_out = [name for name in ("val", "test") if name in splits]
     if not held_out:
         raise UserError(
-            f"{config.data}: expected a split val or test beside train, to measure by; got "
+            f"{config.data}: expected a split val or test beside {trained}, to measure by; got "
             f"{', '.join(splits)}"
         )
     if len(held_out) == 1:
         print(f"{config.data} has no other held-out pictures: {held_out[0]} is val and test")
-    chosen = {"train": splits["train"], "val": splits[held_out[0]], "test": splits[held_out[-1]]}
+    chosen = {"train": splits[trained], "val": splits[held_out[0]], "test": splits[held_out[-1]]}
     return {name: _first(split, counts[name]) for name, split in chosen.items()}
 
 

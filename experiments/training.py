@@ -19,7 +19,7 @@ from jaxvision.report import read_records
 from jaxvision.train import TrainState, create_state, fit, make_train_step
 from jaxvision.train.checkpoint import CheckpointStore
 from jaxvision.train.log import RunLog
-from jaxvision.train.optim import LearningRate, Schedule, cosine_lr, warmup
+from jaxvision.train.optim import LearningRate, Schedule, cosine_lr, rising_decay, warmup
 from jaxvision.train.resident import ResidentData
 from jaxvision.train.run import Run
 from jaxvision.types import LossFn, Variables
@@ -32,7 +32,8 @@ class Training:
     `best` names the metric that ranks checkpoints. `meta` goes into the checkpoint besides.
     `initial` are the first variables, by default drawn with `seed`. The pictures live on the device
     unless `input_shape` says what the host makes of them: then `batches` has augmentation, and
-    `workers` threads make the next batches meanwhile. `ema_decay`: see `make_train_step`.
+    `workers` threads make the next batches meanwhile. `ema_decay` is where
+    `rising_decay` ends.
     """
 
     model: str
@@ -80,7 +81,7 @@ def train(training: Training, run: Run, *, log_every: int) -> None:
         training.make_loss(model),
         training.tx,
         seed=training.seed,
-        ema_decay=training.ema_decay,
+        ema_decay=None if training.ema_decay is None else rising_decay(training.ema_decay),
         select=data.select if resident else None,
     )
     state = create_state(variables, training.tx, ema=training.ema_decay is not None)
@@ -120,13 +121,15 @@ def fit_in_run(
     checkpoint_every: int | None = None,
     workers: int = 0,
     line: Callable[[dict[str, Any]], str | None] | None = None,
+    checkpoints: Path | None = None,
 ) -> TrainState:
     """Runs the one loop with a run folder's log and checkpoints; goes on where those end.
 
-    Returns the last state. Where a signal stopped the run, says how to resume it and exits with 128
-    + the signal's number, as a shell expects.
+    `checkpoints` is the folder that gets them, where this is only a part of the run: by default
+    the run's. Returns the last state. Where a signal stopped the run, says how to resume it and
+    exits with 128 + the signal's number, as a shell expects.
     """
-    with CheckpointStore(run.path, best=best) as store:
+    with CheckpointStore(checkpoints or run.path, best=best) as store:
         if run.resumed and store.steps():
             state = store.restore(like=state)
         start, total = int(state.step), epochs * batches.steps_per_epoch

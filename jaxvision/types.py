@@ -39,3 +39,30 @@ class PaddedDetections(NamedTuple):
     scores: Float[Array, "*b n"]
     labels: Int32[Array, "*b n"]
     valid: Bool[Array, "*b n"]
+
+
+class PaddedInstances(NamedTuple):
+    """`PaddedDetections` with a mask each: how probably a pixel of its box belongs to the object.
+
+    A mask divides its box into s by s equal parts; `ops.BoxMasks` pastes it into the picture.
+    """
+
+    boxes: Float[Array, "*b n 4"]
+    scores: Float[Array, "*b n"]
+    labels: Int32[Array, "*b n"]
+    valid: Bool[Array, "*b n"]
+    masks: Float[Array, "*b n s s"]
+
+
+class PaddedPoses(NamedTuple):
+    """`PaddedDetections` with the p keypoints of each, (x, y) in pixels, and their logits."""
+
+    boxes: Float[Array, "*b n 4"]
+    scores: Float[Array, "*b n"]
+    labels: Int32[Array, "*b n"]
+    valid: Bool[Array, "*b n"]
+    keypoints: Float[Array, "*b n p 2"]
+    keypoint_scores: Float[Array, "*b n p"]
+
+
+AnyDetections = PaddedDetections | PaddedInstances | PaddedPoses

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,39 @@ def experiment():
             sys.path.remove(str(EXPERIMENTS))
 
     return load
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Runs a script as Python would, but within this process: a new one imports for two seconds."""
+
+    def loaded():
+        files = {name: str(getattr(m, "__file__", "")) for name, m in sys.modules.items()}
+        return {
+            n: sys.modules[n] for n, file in files.items() if file.startswith(f"{EXPERIMENTS}/")
+        }
+
+    def run(file, *flags):
+        # The modules of experiments/ and experiments/bench/ have names in common.
+        others = loaded()
+        for name in others:
+            del sys.modules[name]
+        capsys.readouterr()
+        try:
+            with monkeypatch.context() as changed:
+                changed.setattr(sys, "argv", [str(file), *map(str, flags)])
+                changed.setattr(sys, "path", [str(file.parent), *sys.path])
+                runpy.run_path(str(file), run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        finally:
+            for name in loaded():
+                del sys.modules[name]
+            sys.modules.update(others)
+        return subprocess.CompletedProcess([file, *flags], status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

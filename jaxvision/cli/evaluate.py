@@ -25,7 +25,8 @@ TOP_CLASSES = 40
 class Evaluate:
     """Evaluate the checkpoint of a run folder, on the data set that it was trained for or another.
 
-    Classifiers: loss, accuracy, the scores of each class. Detectors: VOC's mAP and COCO's AP.
+    Classifiers: loss, accuracy, the scores of each class. Detectors: VOC's mAP and COCO's AP, also
+    of masks where model and data set have them.
     Localisation: accuracy, mean IoU, top-1 localisation error. Segmentation: mean IoU and pixel
     accuracy, in the pictures' own pixels.
     """
@@ -54,6 +55,8 @@ class Evaluate:
     """Of a detector: of two boxes of a class that overlap by more, the better one stays."""
     max_detections: int = 100
     """Of a detector, at most so many objects a picture."""
+    flip: bool = False
+    """Of a detector: look at each picture's mirror image too, which takes twice the time."""
 
 
 def evaluate(command: Evaluate) -> None:
@@ -66,6 +69,7 @@ def evaluate(command: Evaluate) -> None:
         score_threshold=command.score_threshold,
         iou_threshold=command.iou_threshold,
         max_detections=command.max_detections,
+        flip=command.flip,
     )
     tasks = {
         "classification": _classification,
@@ -116,6 +120,7 @@ def _classification(command: Evaluate, predictor: Any) -> None:
 def _detection(command: Evaluate, predictor: Any) -> None:
     from jaxvision.metrics.coco import coco_scores
     from jaxvision.metrics.detection import detection_average_precision
+    from jaxvision.ops import encode_masks
 
     dataset = _scenes(command, predictor)
     _check_classes(predictor.class_names, dataset.class_names, dataset.name)
@@ -123,7 +128,14 @@ def _detection(command: Evaluate, predictor: Any) -> None:
     names, targets = dataset.class_names, dataset.objects
     by_area = detection_average_precision(found, targets, len(names))
     by_eleven = detection_average_precision(found, targets, len(names), method="voc07")
-    coco = coco_scores(found, targets, names)["bbox"]
+    with_masks = dataset.masks is not None and all("masks" in each for each in found)
+    if with_masks:
+        targets = [
+            {**vars(objects), "masks": encode_masks(dataset.example(i, masks=True)["masks"])}
+            for i, objects in enumerate(targets)
+        ]
+    kinds = coco_scores(found, targets, names, ("bbox", "segm") if with_masks else ("bbox",))
+    coco = kinds["bbox"]
     table = Table("class", "objects", "VOC07 AP", "VOC12 AP", "COCO AP")
     columns = (by_area.num_objects, by_eleven.ap, by_area.ap, coco.per_class)
     for name, count, *scores in list(zip(names, *columns, strict=True))[:TOP_CLASSES]:
@@ -131,13 +143,14 @@ def _detection(command: Evaluate, predictor: Any) -> None:
     Console().print(table)
     if len(names) > TOP_CLASSES:
         print(f"(and {len(names) - TOP_CLASSES} classes more)")
-    table = Table("COCO", "")
-    for name, value in coco.summary.items():
-        table.add_row(name, f"{value:.4f}")
+    table = Table("COCO", *("boxes", "masks")[: len(kinds)])
+    for name in coco.summary:
+        table.add_row(name, *(f"{kind.summary[name]:.4f}" for kind in kinds.values()))
     Console().print(table)
+    masks = f", of masks {kinds['segm'].summary['AP']:.4f}," if with_masks else ""
     print(
         f"{dataset.split}: VOC07 mAP@0.5 {by_eleven.mean:.4f}, VOC12 mAP@0.5 {by_area.mean:.4f}, "
-        f"COCO AP {coco.summary['AP']:.4f} of {len(dataset):,} pictures"
+        f"COCO AP {coco.summary['AP']:.4f}{masks} of {len(dataset):,} pictures"
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxvision.cli.inputs import Frame
 from jaxvision.errors import UserError, describe_os_error
+from jaxvision.ops import encode_masks
 from jaxvision.predict import Classification, Detections, Localization, Result, Segmentation
 from jaxvision.weights.catalog import coco_classes
 
@@ -36,8 +37,12 @@ def describe(result: Result, top: int) -> str:
             return ", ".join(f"{n} x {name}" for name, n in counts.most_common()) or "nothing"
 
 
-def to_record(frame: Frame, result: Result) -> Record:
-    """Returns what the JSON file has of a picture; boxes are in its own pixels."""
+def to_record(frame: Frame, result: Result, masks: bool = False) -> Record:
+    """Returns what the JSON file has of a picture; boxes are in its own pixels.
+
+    With `masks` each object that has one has it as COCO's run length, which takes a while in large
+    pictures.
+    """
     h, w = frame.image.shape[:2]
     record: Record = {"picture": str(frame.source)}
     if frame.number is not None:
@@ -65,6 +70,14 @@ def to_record(frame: Frame, result: Result) -> Record:
                     )
                 ],
             }
+            if masks and result.masks is not None:
+                for found, mask in zip(record["objects"], result.masks, strict=True):
+                    (packed,) = encode_masks(mask[None])
+                    size, counts = packed["size"], packed["counts"].decode("ascii")
+                    found["mask"] = {"size": [int(side) for side in size], "counts": counts}
+            if result.keypoints is not None:
+                for found, points in zip(record["objects"], result.keypoints, strict=True):
+                    found["keypoints"] = [_rounded(point) for point in points]
     return record
 
 
@@ -107,7 +120,8 @@ def write_csv(path: Path, records: Sequence[Record], top: int) -> None:
 
 
 def write_coco(path: Path, records: Sequence[Record], class_names: Sequence[str]) -> None:
-    """Writes COCO's results: one dict an object, its box as x, y, width, height.
+    """Writes COCO's results: one dict an object, its box as x, y, width, height, and where it has
+    them its mask as "segmentation" and its keypoints as x, y, 1 for each.
 
     A picture's id is its file's name where that is a number, as COCO's are, else its place from 1
     on; `file_name` is said as well. Category ids are COCO's own for its 80 classes, else label + 1.
@@ -124,15 +138,18 @@ def write_coco(path: Path, records: Sequence[Record], class_names: Sequence[str]
             objects = [{"label": label, "score": record["probability"], "box": record["box"]}]
         for o in objects:
             x1, y1, x2, y2 = o["box"]
-            rows.append(
-                {
-                    "image_id": int(stem) if numbered else place,
-                    "category_id": own[o["label"]],
-                    "bbox": _rounded(np.array([x1, y1, x2 - x1, y2 - y1])),
-                    "score": o["score"],
-                    "file_name": Path(record["picture"]).name,
-                }
-            )
+            row = {
+                "image_id": int(stem) if numbered else place,
+                "category_id": own[o["label"]],
+                "bbox": _rounded(np.array([x1, y1, x2 - x1, y2 - y1])),
+                "score": o["score"],
+                "file_name": Path(record["picture"]).name,
+            }
+            if "mask" in o:
+                row["segmentation"] = o["mask"]
+            if "keypoints" in o:
+                row["keypoints"] = [x for point in o["keypoints"] for x in (*point, 1)]
+            rows.append(row)
     _write(path, json.dumps(rows) + "\n")
 
 

@@ -46,6 +46,8 @@ class Predict:
     """Of a detector: of two boxes of a class that overlap by more, the better one stays."""
     max_detections: int = 100
     """Of a detector, at most so many objects a picture."""
+    flip: bool = False
+    """Of a detector: look at each picture's mirror image too, which takes twice the time."""
     every: int = 1
     """Of a video, every so many frames."""
     out: Path | None = None
@@ -53,11 +55,11 @@ class Predict:
     frames: bool = False
     """Draw a video's frames as pictures."""
     json: Path | None = None
-    """Also write the predictions to this file."""
+    """Also write the predictions to this file, masks as COCO's run lengths."""
     csv: Path | None = None
     """Also write them as a table, a row for each object or class."""
     coco: Path | None = None
-    """Also write the boxes as COCO's results."""
+    """Also write the boxes, masks and keypoints as COCO's results."""
 
 
 def predict(command: Predict) -> None:
@@ -77,6 +79,7 @@ def predict(command: Predict) -> None:
         write_json,
     )
 
+    with_masks = command.json is not None or command.coco is not None
     drawings = None
     if command.out is not None:
         drawings = Drawings(command.out, every=command.every, frames=command.frames)
@@ -94,7 +97,7 @@ def predict(command: Predict) -> None:
                 results = predictor([frame.image for frame in some])
                 for frame, result in zip(some, results, strict=True):
                     print(f"{frame.name}: {describe(result, command.top)}")
-                    records.append(to_record(frame, result))
+                    records.append(to_record(frame, result, masks=with_masks))
                     if drawings is not None:
                         drawings.add(frame, result)
                 done(some[-1].index + 1)
@@ -140,6 +143,7 @@ def _predictor(command: Predict) -> Any:
         "score_threshold": command.threshold,
         "iou_threshold": command.iou_threshold,
         "max_detections": command.max_detections,
+        "flip": command.flip,
     }
     if command.model is None:
         return open_run(command.paths[0], command.which, **thresholds)

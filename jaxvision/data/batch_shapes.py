@@ -94,13 +94,14 @@ def resize_batch(batch: dict[str, np.ndarray], size: Size) -> dict[str, np.ndarr
     if before == size:
         return batch
     placement = Placement(before, size, size)
-    boxes = batch["boxes"]
     resized = {
         **batch,
         "image": np.stack([resize(image, size, antialias=False) for image in batch["image"]]),
-        "boxes": placement.to_canvas(boxes.reshape(-1, 4)).reshape(boxes.shape),
         "size": np.rint(batch["size"] * np.array(placement.scale)).astype(np.int32),
     }
+    for name in {"boxes", "proposals"} & batch.keys():
+        boxes = batch[name]
+        resized[name] = placement.to_canvas(boxes.reshape(-1, 4)).reshape(boxes.shape)
     if "masks" in batch:
         resized["masks"] = np.stack([resize_masks(masks, size) for masks in batch["masks"]])
     return resized

@@ -20,6 +20,7 @@ from jaxvision.data.order import (
     grouped_order,
     steps_of,
 )
+from jaxvision.data.proposals import Proposals, pad_proposals
 from jaxvision.data.transforms import IMAGENET_MEAN_COLOR, Example, Transform
 from jaxvision.errors import UserError
 
@@ -46,6 +47,10 @@ class DetectionBatches:
     transform must have `output_size`, as those without chance do. `multi_scale` resizes the batch
     to a size that changes every few steps.
 
+    With `proposals` (see `load_proposals`), one list of boxes for each picture, batches have
+    `proposals` float32 [b, p, 4] and `proposal_valid` bool [b, p], moved with the picture: the
+    first `num_proposals`, by default as many as a picture has at most.
+
     Raises `UserError` for a batch size that cannot be, and for a picture that no bucket holds; a
     call raises it for a broken file, by name.
 
@@ -68,6 +73,8 @@ class DetectionBatches:
     drop_last: bool = False
     multi_scale: MultiScale | None = None
     fill: Fill = IMAGENET_MEAN_COLOR
+    proposals: Proposals | None = None
+    num_proposals: int | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.dataset.name}'s {self.dataset.split} set"
@@ -76,6 +83,14 @@ class DetectionBatches:
             raise ValueError(f"expected max_objects of at least 1, got {self.max_objects}")
         if self.masks and self.dataset.masks is None:
             raise UserError(f"{where}: expected masks, but it has none: leave masks=True out")
+        if self.proposals is not None:
+            if len(self.proposals) != len(self.dataset):
+                raise ValueError(
+                    f"expected proposals of {len(self.dataset)} pictures, got of "
+                    f"{len(self.proposals)}"
+                )
+            if self.mix is not None:
+                raise ValueError("expected proposals or a mix, which has none: not both")
         if self.buckets is not None:
             if self.mix is not None or self.multi_scale is not None:
                 raise ValueError("expected buckets, or a mix or multi_scale of one size: not both")
@@ -106,6 +121,13 @@ class DetectionBatches:
         return max(1, most * (1 if self.mix is None else self.mix.examples))
 
     @cached_property
+    def proposal_slots(self) -> int:
+        """How many proposals an example of a batch has room for."""
+        if self.num_proposals is not None or self.proposals is None:
+            return self.num_proposals or 0
+        return max(1, int(np.diff(self.proposals.offsets).max()))
+
+    @cached_property
     def sizes(self) -> Int32[np.ndarray, "n 2"]:
         """(height, width) of each picture after the transform, without decoding any."""
         before = picture_sizes(self.dataset)
@@ -134,10 +156,11 @@ class DetectionBatches:
     def arrays(self) -> dict[str, np.ndarray]:
         """What batches are gathered from, where nothing is done to them on the host: an array of
         all examples for each name of a batch. Otherwise raises `ValueError`."""
-        if not self._is_plain or self.buckets is not None or self.multi_scale is not None:
+        changed = self.buckets is not None or self.multi_scale is not None
+        if not self._is_plain or changed or self.proposals is not None:
             raise ValueError(
-                "a data set of files, or augmented on the host, or in buckets, has no arrays to "
-                "gather from and cannot be resident on the device"
+                "a data set of files, or augmented on the host, or in buckets, or with proposals, "
+                "has no arrays to gather from and cannot be resident on the device"
             )
         if self._image_ids.dtype != np.int32:
             raise ValueError("expected image ids within 32 bits: a device has no more")
@@ -157,6 +180,9 @@ class DetectionBatches:
         indices, valid = (part[step_in_epoch] for part in self._order(epoch))
         if self._is_plain and not self.masks and self.buckets is None:
             batch = {name: array[indices] for name, array in self._arrays.items()}
+            if self.proposals is not None:
+                found = [self.proposals[int(i)] for i in indices]
+                batch |= pad_proposals(found, self.proposal_slots)
         else:
             batch = self._assembled(epoch, indices)
         if self.has_padding:
@@ -221,6 +247,8 @@ class DetectionBatches:
             "size": np.array(sizes, np.int32),
             "image_id": self._image_ids[indices],
         }
+        if self.proposals is not None:
+            batch |= pad_proposals([each["proposals"] for each in examples], self.proposal_slots)
         if self.masks:
             batch["masks"] = np.zeros((len(examples), self.object_slots, *canvas), bool)
             for row, example, (h, w) in zip(batch["masks"], examples, sizes, strict=True):
@@ -229,6 +257,8 @@ class DetectionBatches:
 
     def _example(self, epoch: int, index: int) -> Example:
         example = self.dataset.example(index, masks=self.masks)
+        if self.proposals is not None:
+            example["proposals"] = self.proposals[index][: self.proposal_slots]
         rng = generator(self.seed, epoch, AUGMENTATION, index)
         if self.mix is not None:
             example = self.mix(example, lambda: self._another(rng), rng)

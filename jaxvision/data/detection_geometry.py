@@ -3,6 +3,8 @@
 Nothing here is random. Every move but the flip is one `Placement`: a picture is resized, and lies
 at an offset on a canvas; where it sticks out it is cut. That covers crops, padding, letterboxes and
 their inverse. Boxes are (x1, y1, x2, y2) in pixels, sizes (height, width), offsets (top, left).
+An example that carries `proposals`, boxes of no object, has them moved and clipped as well; those
+of which nothing is left go.
 """
 
 import math
@@ -53,10 +55,17 @@ class Placement:
 
     def to_original(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
         """Boxes on the canvas, such as predictions, in pixels of the original, clipped to it."""
+        corners = self.points_to_original(boxes.reshape(-1, 2))
+        return clip(corners.reshape(-1, 4), *self.original)
+
+    def points_to_original(
+        self, points: Float32[np.ndarray, "*n 2"]
+    ) -> Float32[np.ndarray, "*n 2"]:
+        """Points (x, y) on the canvas, in pixels of the original; nothing is clipped."""
         scale_y, scale_x = self.scale
         top, left = self.offset
-        scales = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
-        return clip((boxes - np.array([left, top, left, top], np.float32)) / scales, *self.original)
+        scales = np.array([scale_x, scale_y], np.float32)
+        return (points - np.array([left, top], np.float32)) / scales
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,8 @@ def place(
         "image": place_image(example["image"], placement, fill=fill, antialias=antialias),
         "boxes": placement.to_canvas(example["boxes"]),
     }
+    if "proposals" in example:
+        moved["proposals"] = placement.to_canvas(example["proposals"])
     if "masks" in example:
         masks = resize_masks(example["masks"], placement.resized)
         moved["masks"] = _on_canvas(masks.transpose(1, 2, 0), placement, False).transpose(2, 0, 1)
@@ -139,7 +150,11 @@ def cut(example: Example, keep: Keep) -> Example:
             clipped = masks_to_boxes(example["masks"])
     sides = clipped[:, 2:] - clipped[:, :2]
     stays &= (sides > 0).all(axis=1) & (sides >= keep.min_size).all(axis=1)
-    return select({**example, "boxes": clipped}, stays)
+    clipped_example = {**example, "boxes": clipped}
+    if "proposals" in example:
+        proposals = clip(example["proposals"], height, width)
+        clipped_example["proposals"] = proposals[(proposals[:, 2:] > proposals[:, :2]).all(axis=1)]
+    return select(clipped_example, stays)
 
 
 def select(example: Example, stays: Bool[np.ndarray, "m"]) -> Example:
@@ -164,16 +179,15 @@ def flip(example: Example, *, horizontal: bool = False, vertical: bool = False) 
     code = -1 if horizontal and vertical else int(horizontal)
     image = example["image"]
     height, width = image.shape[:2]
-    x1, y1, x2, y2 = example["boxes"].T
-    if horizontal:
-        x1, x2 = width - x2, width - x1
-    if vertical:
-        y1, y2 = height - y2, height - y1
-    flipped = {
-        **example,
-        "image": cv2.flip(image, code).reshape(image.shape),
-        "boxes": np.stack([x1, y1, x2, y2], axis=1),
-    }
+    flipped = {**example, "image": cv2.flip(image, code).reshape(image.shape)}
+    for name in ("boxes", "proposals"):
+        if name in example:
+            x1, y1, x2, y2 = example[name].T
+            if horizontal:
+                x1, x2 = width - x2, width - x1
+            if vertical:
+                y1, y2 = height - y2, height - y1
+            flipped[name] = np.stack([x1, y1, x2, y2], axis=1)
     if "masks" in example:
         rows, columns = slice(None, None, -1 if vertical else 1), slice(None, None, -1)
         flipped["masks"] = example["masks"][:, rows, columns if horizontal else slice(None)]

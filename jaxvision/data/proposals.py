@@ -61,10 +61,25 @@ class Proposals:
         >>> proposals.padded(0, 2)[1].tolist()
         [True, False]
         """
-        found = self[index][:count]
-        boxes = np.zeros((count, 4), np.float32)
-        boxes[: len(found)] = found
-        return boxes, np.arange(count) < len(found)
+        padded = pad_proposals([self[index]], count)
+        return padded["proposals"][0], padded["proposal_valid"][0]
+
+
+def pad_proposals(
+    proposals: Sequence[Float32[np.ndarray, "_ 4"]], slots: int
+) -> dict[str, np.ndarray]:
+    """The arrays of a batch with each picture's first `slots` proposals, and zeros after the last.
+
+    >>> batch = pad_proposals([np.ones((1, 4), np.float32)], slots=2)
+    >>> batch["proposals"].shape, batch["proposal_valid"].tolist()
+    ((1, 2, 4), [[True, False]])
+    """
+    boxes = np.zeros((len(proposals), slots, 4), np.float32)
+    valid = np.zeros(boxes.shape[:2], bool)
+    for row, each in enumerate(proposals):
+        count = min(len(each), slots)
+        boxes[row, :count], valid[row, :count] = each[:count], True
+    return {"proposals": boxes, "proposal_valid": valid}
 
 
 def load_proposals(

@@ -16,7 +16,8 @@ import optax
 from jaxtyping import Bool, Float, Int, Int32, PRNGKeyArray
 
 from jaxvision.losses.boxes import smooth_l1
-from jaxvision.losses.forward import call, normalized_pictures
+from jaxvision.losses.forward import call
+from jaxvision.losses.objects import pictures_and_objects, usable_objects
 from jaxvision.ops.boxes import encode_boxes
 from jaxvision.ops.iou import box_iou
 from jaxvision.ops.matching import BELOW_LOW_THRESHOLD, match, sample_balanced
@@ -71,7 +72,7 @@ def sample_anchors(
     >>> sample.valid.tolist(), sample.positive.tolist()
     ([True, True, False, False], [True, False, False, False])
     """
-    boxes, _, box_valid = _usable(boxes, None, box_valid)
+    boxes, _, box_valid = usable_objects(boxes, None, box_valid)
     iou = box_iou(boxes, anchors)
     matched = match(iou, high_threshold, low_threshold, True, box_valid)
     none = matched == BELOW_LOW_THRESHOLD
@@ -117,11 +118,13 @@ def sample_rois(
     size: int = 512,
     positive_fraction: float = 0.25,
     iou_threshold: float = 0.5,
+    background_iou: float = 0.0,
 ) -> RoISample:
     """Draws `size` RoIs of a picture among its proposals and its objects' own boxes.
 
     At most a fixed share of them have an object, which they overlap with an IoU of at least
-    `iou_threshold`; the rest is background. Objects that are not valid, or without area, count
+    `iou_threshold`; the rest is background, which overlaps some object by at least
+    `background_iou`, if the picture has any. Objects that are not valid, or without area, count
     nothing, and neither do proposals that are not valid, even where they hold NaN.
 
     >>> box = jnp.array([[0.0, 0.0, 8.0, 8.0]])
@@ -130,12 +133,15 @@ def sample_rois(
     >>> sample.classes.tolist(), sample.valid.tolist()
     ([7, 0, 0, 0], [True, True, False, False])
     """
-    boxes, labels, box_valid = _usable(boxes, labels, box_valid)
+    boxes, labels, box_valid = usable_objects(boxes, labels, box_valid)
     candidates = jnp.concatenate([jnp.where(proposal_valid[:, None], proposals, 0.0), boxes])
     usable = jnp.concatenate([proposal_valid, box_valid])
     iou = box_iou(boxes, candidates)
     matched = match(iou, iou_threshold, iou_threshold, valid=box_valid)
     has_object, none = usable & (matched >= 0), usable & (matched == BELOW_LOW_THRESHOLD)
+    if background_iou > 0:
+        best = jnp.where(box_valid[:, None], iou, 0.0).max(axis=0)
+        none &= (best >= background_iou) | ~box_valid.any()
     indices, positive, valid = sample_balanced(key, has_object, none, size, positive_fraction)
     chosen = candidates[indices]
     matched = jnp.where(positive, matched[indices], 0)
@@ -212,13 +218,7 @@ def faster_rcnn_pass(
     """Returns the four terms of `faster_rcnn_loss`, and the RoIs and feature maps behind them."""
     key = jax.random.key(0) if key is None else key
     anchor_key, roi_key, dropout_key = jax.random.split(key, 3)
-    images = normalized_pictures(batch, mean, std)
-    b, h, w, _ = images.shape
-    rows = None if batch.get("valid") is None else jnp.asarray(batch["valid"])
-    valid = jnp.ones(b, bool) if rows is None else rows
-    sizes = jnp.asarray(batch.get("size", np.tile([[h, w]], (b, 1))))
-    boxes, labels = jnp.asarray(batch["boxes"]), jnp.asarray(batch["labels"])
-    box_valid = jnp.asarray(batch.get("box_valid", np.ones(labels.shape, bool))) & valid[:, None]
+    images, sizes, boxes, labels, box_valid, valid, rows = pictures_and_objects(batch, mean, std)
 
     def run(stage, batch_stats, *args, rows=None):
         options = {"train": train, "rows": rows, "method": stage}
@@ -236,7 +236,7 @@ def faster_rcnn_pass(
             size=sampling.num_anchors,
             positive_fraction=sampling.anchor_positive_fraction,
         )
-    )(jax.random.split(anchor_key, b), boxes, box_valid)
+    )(jax.random.split(anchor_key, len(images)), boxes, box_valid)
     objectness, deltas = (jnp.concatenate(levels, axis=1) for levels in predictions)
     objectness_loss, anchor_box_loss = rpn_loss(
         jnp.take_along_axis(objectness, anchor_sample.indices, axis=1),
@@ -253,7 +253,7 @@ def faster_rcnn_pass(
             *picture, size=sampling.num_rois, positive_fraction=sampling.roi_positive_fraction
         )
     )(
-        jax.random.split(roi_key, b),
+        jax.random.split(roi_key, len(images)),
         proposals.boxes,
         proposals.valid & valid[:, None],
         boxes,
@@ -311,18 +311,6 @@ def faster_rcnn_loss(
         return loss, (passed.batch_stats, {"loss": loss, **passed.terms})
 
     return loss_fn
-
-
-def _usable(boxes, labels, box_valid):
-    """Returns at least one slot of objects; those that are none, or without area, hold zeros."""
-    if labels is None:
-        labels = jnp.zeros(box_valid.shape, jnp.int32)
-    if not len(box_valid):
-        boxes, labels, box_valid = (
-            jnp.zeros((1, *x.shape[1:]), x.dtype) for x in (boxes, labels, box_valid)
-        )
-    box_valid = box_valid & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return jnp.where(box_valid[:, None], boxes, 0.0), jnp.where(box_valid, labels, 0), box_valid
 
 
 def _float32(x):

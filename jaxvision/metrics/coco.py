@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 from jaxvision.errors import UserError
 from jaxvision.metrics.boxes import Found, Truth, box_area, field_of, read_pictures
-from jaxvision.ops.masks import encode_masks
+from jaxvision.ops.masks import decode_masks, encode_masks
 
 _AREAS = ("all", "small", "medium", "large")
 
@@ -177,6 +178,17 @@ def _run_lengths(source: Any, where: str, count: int) -> list[dict[str, Any]]:
     if len(encoded) != count:
         raise UserError(f"{where}: expected {count} masks, got {len(encoded)}")
     return encoded
+
+
+def masks_of(source: Any) -> Bool[np.ndarray, "n h w"] | None:
+    """Returns the masks of a picture's objects as pixels, also where they are run lengths.
+
+    None where there are none; `source` is a prediction or a target.
+    """
+    masks = field_of(source, "masks")
+    if masks is None or isinstance(masks, np.ndarray):
+        return masks
+    return decode_masks(masks, tuple(masks[0]["size"])) if len(masks) else None
 
 
 def _mask_areas(masks: list[dict[str, Any]]) -> np.ndarray:

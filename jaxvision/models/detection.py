@@ -7,18 +7,35 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from jaxvision.models.faster_rcnn import FasterRCNN
+from jaxvision.models.fcos import FCOS
+from jaxvision.models.fpn import Maps
+from jaxvision.models.keypoint_rcnn import KeypointRCNN
+from jaxvision.models.mask_rcnn import MaskRCNN
+from jaxvision.models.mirrored import with_mirror_images
+from jaxvision.models.retinanet import RetinaNet
+from jaxvision.models.ssd import SSD
 from jaxvision.models.yolov1 import YOLOv1
 from jaxvision.models.yolox import YOLOX
 from jaxvision.ops.boxes import clip_boxes
 from jaxvision.ops.color import normalize_images
+from jaxvision.ops.dense import decode_fcos, decode_retinanet, decode_ssd
 from jaxvision.ops.detections import select_detections
+from jaxvision.ops.keypoints import heatmaps_to_keypoints
 from jaxvision.ops.rcnn import decode_rcnn
 from jaxvision.ops.yolov1 import decode_yolov1
 from jaxvision.ops.yolox import decode_yolox
-from jaxvision.types import Array, PaddedDetections, Variables
+from jaxvision.types import (
+    AnyDetections,
+    Array,
+    PaddedDetections,
+    PaddedInstances,
+    PaddedPoses,
+    Variables,
+)
 
 Normalization = float | Sequence[float]
 
@@ -33,9 +50,9 @@ class Selection:
 
 
 Detect = Callable[
-    [Any, Variables, Float[Array, "b h w c"], Int[Array, "b 2"], Selection], PaddedDetections
+    [Any, Variables, Float[Array, "b h w c"], Int[Array, "b 2"], Selection], AnyDetections
 ]
-"""`(model, variables, normalised images, sizes, selection) -> PaddedDetections` of each image."""
+"""`(model, variables, normalised images, sizes, selection) -> detections` of each image."""
 
 
 def select_inside(
@@ -102,25 +119,132 @@ def detect_with_faster_rcnn(
     selection: Selection,
 ) -> PaddedDetections:
     """Every class of a proposal is a candidate but the background, as in torchvision."""
-    proposals, logits, deltas = model.apply(variables, images, sizes, train=False)
+    return _maps_and_boxes(model, variables, images, sizes, selection)[1]
+
+
+def _maps_and_boxes(
+    model: FasterRCNN,
+    variables: Variables,
+    images: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    selection: Selection,
+) -> tuple[Maps, PaddedDetections]:
+    """Returns the feature maps too, for a head that looks at the detections."""
+
+    def run(method, *args):
+        return model.apply(variables, *args, train=False, method=method)
+
+    features = run(model.extract_features, images, sizes)
+    predictions = run(model.score_anchors, features)
+    proposals = run(model.propose, features, predictions, sizes)
+    logits, deltas = run(model.classify_rois, features, proposals.boxes)
 
     def decode(logits, deltas, boxes, valid, size):
-        return decode_rcnn(
-            logits,
-            deltas,
-            boxes,
-            (size[0], size[1]),
-            valid=valid,
-            score_threshold=selection.score_threshold,
-            iou_threshold=selection.iou_threshold,
-            max_detections=selection.max_detections,
-        )
+        of_picture = (logits, deltas, boxes, (size[0], size[1]))
+        return decode_rcnn(*of_picture, valid=valid, **vars(selection))
 
-    return jax.vmap(decode)(logits, deltas, proposals.boxes, proposals.valid, sizes)
+    found = jax.vmap(decode)(logits, deltas, proposals.boxes, proposals.valid, sizes)
+    return features, found
+
+
+def detect_with_mask_rcnn(
+    model: MaskRCNN,
+    variables: Variables,
+    images: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    selection: Selection,
+) -> PaddedInstances:
+    """As Faster R-CNN, and of each detection the mask of its class."""
+    features, found = _maps_and_boxes(model, variables, images, sizes, selection)
+    logits = model.apply(variables, features, found.boxes, train=False, method=model.predict_masks)
+    index = found.labels[..., None, None, None] + 1  # class 0 is the background
+    masks = jax.nn.sigmoid(jnp.take_along_axis(logits, index, axis=-1)[..., 0])
+    masks = masks.astype(found.boxes.dtype)
+    return PaddedInstances(*found, jnp.where(found.valid[..., None, None], masks, 0.0))
+
+
+def detect_with_keypoint_rcnn(
+    model: KeypointRCNN,
+    variables: Variables,
+    images: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    selection: Selection,
+) -> PaddedPoses:
+    """As Faster R-CNN, and of each detection where its keypoints most probably are."""
+    features, found = _maps_and_boxes(model, variables, images, sizes, selection)
+    maps = model.apply(
+        variables, features, found.boxes, train=False, method=model.predict_keypoints
+    )
+    b, n = found.valid.shape
+    places = heatmaps_to_keypoints(
+        maps.reshape(b * n, *maps.shape[2:]), found.boxes.reshape(b * n, 4)
+    )
+    keypoints, scores = (x.reshape(b, n, *x.shape[1:]) for x in places)
+    keypoints = jnp.where(found.valid[..., None, None], keypoints, 0.0)
+    return PaddedPoses(*found, keypoints, jnp.where(found.valid[..., None], scores, 0.0))
+
+
+def detect_with_retinanet(
+    model: RetinaNet,
+    variables: Variables,
+    images: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    selection: Selection,
+) -> PaddedDetections:
+    """Every class of an anchor is a candidate but the background, as in torchvision."""
+    logits, deltas, anchors = model.apply(variables, images, sizes, train=False)
+    options = {**vars(selection), "max_candidates": model.max_candidates}
+
+    def decode(logits, deltas, size):
+        return decode_retinanet(logits, deltas, anchors, (size[0], size[1]), **options)
+
+    return jax.vmap(decode)(logits, deltas, sizes)
+
+
+def detect_with_fcos(
+    model: FCOS,
+    variables: Variables,
+    images: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    selection: Selection,
+) -> PaddedDetections:
+    """Every class of a place is a candidate but the background, as in torchvision."""
+    *outputs, anchors = model.apply(variables, images, sizes, train=False)
+    options = {**vars(selection), "max_candidates": model.max_candidates}
+
+    def decode(logits, distances, centerness, size):
+        of_picture = (logits, distances, centerness, anchors, (size[0], size[1]))
+        return decode_fcos(*of_picture, **options)
+
+    return jax.vmap(decode)(*outputs, sizes)
+
+
+def detect_with_ssd(
+    model: SSD,
+    variables: Variables,
+    images: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    selection: Selection,
+) -> PaddedDetections:
+    """Every class of a default box is a candidate but the background, as in torchvision."""
+    logits, deltas, boxes = model.apply(variables, images, sizes, train=False)
+    logits, deltas = jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
+    default_boxes = np.concatenate(boxes)
+    options = {**vars(selection), "max_candidates": model.max_candidates}
+
+    def decode(logits, deltas, size):
+        return decode_ssd(logits, deltas, default_boxes, (size[0], size[1]), **options)
+
+    return jax.vmap(decode)(logits, deltas, sizes)
 
 
 DETECTORS: dict[type[nn.Module], Detect] = {
+    FCOS: detect_with_fcos,
     FasterRCNN: detect_with_faster_rcnn,
+    KeypointRCNN: detect_with_keypoint_rcnn,
+    MaskRCNN: detect_with_mask_rcnn,
+    RetinaNet: detect_with_retinanet,
+    SSD: detect_with_ssd,
     YOLOv1: detect_with_yolov1,
     YOLOX: detect_with_yolox,
 }
@@ -136,12 +260,15 @@ def make_detector(
     score_threshold: int | float = 0.05,
     iou_threshold: int | float = 0.5,
     max_detections: int = 100,
-) -> Callable[[Variables, UInt8[Array, "b h w 3"], Int[Array, "b 2"]], PaddedDetections]:
-    """Returns the jitted `(variables, images, sizes) -> PaddedDetections`, [b, n] of everything.
+    flip: bool = False,
+) -> Callable[[Variables, UInt8[Array, "b h w 3"], Int[Array, "b 2"]], AnyDetections]:
+    """Returns the jitted `(variables, images, sizes) -> PaddedDetections`, [b, n] of everything;
+    of Mask R-CNN `PaddedInstances`, of Keypoint R-CNN `PaddedPoses`.
 
     Images are bytes, normalised inside by `mean` and `std` as in training; `sizes` int [b, 2] are
     the (h, w) up to which each is picture and not padding. Boxes are in pixels of these images,
-    clipped to `sizes`; one that lies outside is none. One compile for each shape of the batch.
+    clipped to `sizes`; one that lies outside is none. One compile for each shape of the batch. With
+    `flip` each picture's mirror image is looked at too: see `with_mirror_images`.
 
     >>> from jaxvision.models import get_model
     >>> model = get_model("yolov1_tiny", num_classes=3)
@@ -156,6 +283,8 @@ def make_detector(
         known = ", ".join(sorted(kind.__name__ for kind in DETECTORS))
         raise ValueError(f"expected a detector ({known}), got {type(model).__name__}")
     selection = Selection(float(score_threshold), float(iou_threshold), max_detections)
+    if flip:
+        detect = with_mirror_images(detect)
 
     @jax.jit
     def find(variables, images, sizes):

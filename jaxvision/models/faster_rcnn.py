@@ -6,7 +6,7 @@ finds objects with it. Both call the same four methods, one after the other.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -100,10 +100,43 @@ class FasterRCNN(nn.Module):
 # ------------------------------------------------------------------------------------- the zoo
 AnchorSizes = Sequence[int | float | Sequence[int | float]]
 ONE_SIZE_A_LEVEL = (32, 64, 128, 256, 512)
+RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 def _per_level(anchor_sizes: AnchorSizes) -> tuple[tuple[int | float, ...], ...]:
     return tuple(tuple(s) if isinstance(s, Sequence) else (s,) for s in anchor_sizes)
+
+
+def resnet_pyramid(
+    body: Callable[..., resnet.ResNet],
+    *,
+    frozen_norm: bool,
+    norm_eps: float,
+    width: int,
+    stem: Literal["imagenet", "small"],
+    stages: Sequence[str],
+    fpn_features: int | None,
+    last_level_max_pool: bool,
+    dtype: DTypeLike,
+) -> tuple[DetectionBackbone, tuple[int, ...]]:
+    """Returns a ResNet with a pyramid on its `stages`, and the strides of these.
+
+    Without `fpn_features` there is no pyramid, and maps are as the ResNet has them.
+    """
+    unknown = set(stages) - set(RESNET_STAGES)
+    if unknown or not stages:
+        raise ValueError(f"expected some of {', '.join(RESNET_STAGES)}, got {tuple(stages)}")
+    norm = Norm("frozen" if frozen_norm else "batch", eps=norm_eps)
+    first = 4 if stem == "imagenet" else 1
+    pyramid = None
+    if fpn_features is not None:
+        pyramid = FeaturePyramidNetwork(fpn_features, last_level_max_pool, dtype=dtype)
+    backbone = DetectionBackbone(
+        body(features_only=True, width=width, stem=stem, norm=norm, dtype=dtype),
+        tuple(stages),
+        pyramid,
+    )
+    return backbone, tuple(first * 2 ** RESNET_STAGES.index(stage) for stage in stages)
 
 
 def fasterrcnn_resnet_fpn(
@@ -113,6 +146,8 @@ def fasterrcnn_resnet_fpn(
     frozen_norm: bool = True,
     norm_eps: float = 1e-5,
     width: int = 64,
+    stem: Literal["imagenet", "small"] = "imagenet",
+    stages: Sequence[str] = RESNET_STAGES,
     fpn_features: int = 256,
     representation_size: int = 1024,
     anchor_sizes: AnchorSizes = ONE_SIZE_A_LEVEL,
@@ -129,26 +164,34 @@ def fasterrcnn_resnet_fpn(
     ResNet-50 of the first version. From such weights torchvision trains no layer before layer2:
     `freeze(tx, params, trainable=[f"backbone/body/layer{i}/**" for i in (2, 3, 4)] +
     ["backbone/fpn/**", "rpn/**", "roi_heads/**"])`. For small machines and pictures of 128 pixels
-    take `fpn_features=64` and `anchor_sizes=(16, 32, 64, 96)`.
+    take `fpn_features=64` and `anchor_sizes=(16, 32, 64, 96)`. `stages` are those that the pyramid
+    stands on: anchors have as many sizes, or one more. With `stem="small"`, which is ResNet's for
+    small pictures, strides are a quarter: `stages=("layer2", "layer3", "layer4")` have 2, 4 and 8.
     """
-    norm = Norm("frozen" if frozen_norm else "batch", eps=norm_eps)
     sizes = _per_level(anchor_sizes)
+    backbone, strides = resnet_pyramid(
+        body,
+        frozen_norm=frozen_norm,
+        norm_eps=norm_eps,
+        width=width,
+        stem=stem,
+        stages=stages,
+        fpn_features=fpn_features,
+        last_level_max_pool=len(sizes) == len(stages) + 1,
+        dtype=dtype,
+    )
     return FasterRCNN(
-        DetectionBackbone(
-            body(features_only=True, width=width, norm=norm, dtype=dtype),
-            ("layer1", "layer2", "layer3", "layer4"),
-            FeaturePyramidNetwork(fpn_features, len(sizes) == 5, dtype=dtype),
-        ),
+        backbone,
         RegionProposalNetwork(
             sizes,
-            stride=4,
+            stride=strides[0],
             aspect_ratios=tuple(aspect_ratios),
             pre_nms_top_n=tuple(pre_nms_top_n),
             post_nms_top_n=tuple(post_nms_top_n),
             score_threshold=score_threshold,
             dtype=dtype,
         ),
-        RoIHeads(num_classes, TwoMLPHead(representation_size, dtype=dtype), dtype=dtype),
+        RoIHeads(num_classes, TwoMLPHead(representation_size, dtype=dtype), strides, dtype=dtype),
     )
 
 
@@ -166,7 +209,7 @@ def fasterrcnn_resnet50_fpn_v2(
     return FasterRCNN(
         DetectionBackbone(
             resnet.resnet50(features_only=True, width=width, norm=norm, dtype=dtype),
-            ("layer1", "layer2", "layer3", "layer4"),
+            RESNET_STAGES,
             FeaturePyramidNetwork(fpn_features, norm=norm, dtype=dtype),
         ),
         RegionProposalNetwork(_per_level(ONE_SIZE_A_LEVEL), stride=4, conv_depth=2, dtype=dtype),

@@ -187,20 +187,52 @@ class FrozenBatchNorm(nn.Module):
         return normalize_by(x.astype(self.dtype), **state, eps=self.eps)
 
 
-@dataclass(frozen=True)
-class Norm:
-    """Which batch normalisation a network has in all its layers; a call builds one.
+class GroupNorm(nn.Module):
+    """torch's GroupNorm (arXiv:1803.08494): every example by itself, in `groups` of channels.
 
-    A value that can be compared and hashed, as linen modules that have it as a field must be.
+    So it does not matter how many pictures a batch has, and there is no state. Mean and biased
+    variance are those of all pixels and channels of a group, in float32 or better; `scale` and
+    `bias` are [c].
     """
 
-    kind: Literal["batch", "frozen"] = "batch"
+    groups: int = 32
+    eps: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        if c % self.groups:
+            raise ValueError(f"expected channels in {self.groups} groups, got {c} channels")
+        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+        y = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        y = y.reshape(b, h * w, self.groups, c // self.groups)
+        mean = y.mean(axis=(1, 3), keepdims=True)
+        var = jnp.square(y - mean).mean(axis=(1, 3), keepdims=True)
+        y = ((y - mean) * jax.lax.rsqrt(var + self.eps)).reshape(b, h, w, c)
+        y = y * scale.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+        return y.astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Which normalisation a network has in all its layers; a call builds one.
+
+    A value that can be compared and hashed, as linen modules that have it as a field must be.
+    `momentum` is batch normalisation's, `groups` group normalisation's.
+    """
+
+    kind: Literal["batch", "frozen", "group"] = "batch"
     eps: float = 1e-5
     momentum: float = 0.1
+    groups: int = 32
 
-    def __call__(self, **options) -> BatchNorm | FrozenBatchNorm:
+    def __call__(self, **options) -> BatchNorm | FrozenBatchNorm | GroupNorm:
         if self.kind == "frozen":
             return FrozenBatchNorm(self.eps, **options)
+        if self.kind == "group":
+            return GroupNorm(self.groups, self.eps, **options)
         return BatchNorm(self.momentum, self.eps, **options)
 
 

@@ -1,5 +1,6 @@
 """MobileNetV3 (arXiv:1905.02244), named and padded so that torchvision's weights load."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from jaxvision.models.layers import (
     Conv,
     ConvNormActivation,
     Dense,
+    Initializer,
     Norm,
     kaiming_normal_fan_out,
 )
@@ -76,15 +78,37 @@ def divisible_by_8(channels: int | float) -> int:
     return nearest + 8 if nearest < 0.9 * channels else nearest
 
 
+def scaled_blocks(
+    blocks: Sequence[BlockSize], width_mult: float, reduced_tail: bool
+) -> list[BlockSize]:
+    """Returns the blocks with all their channels times `width_mult`.
+
+    A reduced tail halves what the last blocks put out, and what all but the first expand to.
+    """
+    scaled, tail, previous = [], 2 if reduced_tail else 1, False
+    for size in blocks:
+        expanded = size.expanded // (tail if previous else 1)
+        features = size.features // (tail if size.tail else 1)
+        scaled.append(
+            size._replace(
+                expanded=divisible_by_8(expanded * width_mult),
+                features=divisible_by_8(features * width_mult),
+            )
+        )
+        previous = size.tail
+    return scaled
+
+
 class SqueezeExcitation(nn.Module):
     """Weights each channel by what all channels' means say of it (arXiv:1709.01507)."""
 
     squeezed: int
     dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = kaiming_normal_fan_out
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        options = {"kernel_init": kaiming_normal_fan_out, "bias_init": nn.initializers.zeros}
+        options = {"kernel_init": self.kernel_init, "bias_init": nn.initializers.zeros}
         conv = partial(Conv, kernel_size=(1, 1), dtype=self.dtype, **options)
         y = global_avg_pool(x)[:, None, None, :]
         y = nn.relu(conv(self.squeezed, name="fc1")(y))
@@ -92,12 +116,17 @@ class SqueezeExcitation(nn.Module):
 
 
 class Layers(nn.Module):
-    """Expand, filter each channel by itself, squeeze and excite, project: a torch Sequential."""
+    """Expand, filter each channel by itself, squeeze and excite, project: a torch Sequential.
+
+    Without `expand` its first layer has been done already, and counts in the others' numbers.
+    """
 
     size: BlockSize
     dilation: int
     norm: Norm
     dtype: DTypeLike
+    kernel_init: Initializer = kaiming_normal_fan_out
+    expand: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 k"]:
@@ -106,11 +135,11 @@ class Layers(nn.Module):
             ConvNormActivation,
             norm=self.norm,
             activation=nn.hard_swish if size.hard_swish else nn.relu,
-            kernel_init=kaiming_normal_fan_out,
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
-        names = iter("0123")
-        if size.expanded != x.shape[-1]:
+        names = iter("0123" if self.expand else "123")
+        if self.expand and size.expanded != x.shape[-1]:
             x = layer(size.expanded, 1, name=next(names))(x, train=train)
         depthwise = layer(
             size.expanded,
@@ -123,7 +152,8 @@ class Layers(nn.Module):
         x = depthwise(x, train=train)
         if size.squeeze:
             squeezed = divisible_by_8(size.expanded // 4)
-            x = SqueezeExcitation(squeezed, self.dtype, name=next(names))(x)
+            squeeze = SqueezeExcitation(squeezed, self.dtype, self.kernel_init, name=next(names))
+            x = squeeze(x)
         return layer(size.features, 1, activation=None, name=next(names))(x, train=train)
 
 
@@ -134,10 +164,12 @@ class InvertedResidual(nn.Module):
     dilation: int
     norm: Norm
     dtype: DTypeLike
+    kernel_init: Initializer = kaiming_normal_fan_out
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 k"]:
-        layers = Layers(self.size, self.dilation, self.norm, self.dtype, name="block")
+        options = (self.dilation, self.norm, self.dtype, self.kernel_init)
+        layers = Layers(self.size, *options, name="block")
         y = layers(x, train=train)
         return y + x if self.size.stride == 1 and x.shape == y.shape else y
 
@@ -169,25 +201,16 @@ class MobileNetV3Features(nn.Module):
         )
         x = layer(divisible_by_8(16 * self.width_mult), stride=2, name="0")(x, train=train)
         stages = {"C0": x}
-        # A reduced tail halves what the last blocks put out, and what all but the first expand to.
-        tail, previous = 2 if self.reduced_tail else 1, False
-        for number, size in enumerate(self.blocks, start=1):
-            scaled = size._replace(
-                expanded=self._width(size.expanded // (tail if previous else 1)),
-                features=self._width(size.features // (tail if size.tail else 1)),
-            )
-            previous = size.tail
+        sizes = scaled_blocks(self.blocks, self.width_mult, self.reduced_tail)
+        for number, size in enumerate(sizes, start=1):
             dilation = 2 if self.dilated and size.tail else 1
-            block = InvertedResidual(scaled, dilation, self.norm, self.dtype, name=str(number))
+            block = InvertedResidual(size, dilation, self.norm, self.dtype, name=str(number))
             x = block(x, train=train)
             if size.stride > 1:
                 stages[f"C{len(stages)}"] = x
         last = layer(6 * x.shape[-1], 1, name=str(len(self.blocks) + 1))
         stages["C5"] = last(x, train=train)
         return stages
-
-    def _width(self, channels: int) -> int:
-        return divisible_by_8(channels * self.width_mult)
 
 
 class Classifier(nn.Module):

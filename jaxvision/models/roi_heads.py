@@ -55,19 +55,40 @@ def pool_rois(
 
 
 class TwoMLPHead(nn.Module):
-    """Two hidden layers, with dropout behind each where VGG is the backbone."""
+    """Two hidden layers, with dropout behind each where VGG is the backbone.
+
+    With `ranks` each is two layers, thin in between: see `truncate_svd`.
+    """
 
     features: int = 1024
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    ranks: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n s s c"], *, train: bool) -> Float[Array, "n k"]:
         x = flatten_as_torch(x)
-        for name in ("fc6", "fc7"):
-            x = nn.relu(Dense(self.features, dtype=self.dtype, name=name)(x))
+        for name, rank in zip(("fc6", "fc7"), self.ranks or (None, None), strict=True):
+            if rank is None:
+                layer = Dense(self.features, dtype=self.dtype, name=name)
+            else:
+                layer = FactoredDense(self.features, rank, self.dtype, name=name)
+            x = nn.relu(layer(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return x
+
+
+class FactoredDense(nn.Module):
+    """A dense layer whose weights are the product of two, of `rank` columns and rows."""
+
+    features: int
+    rank: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n c"]) -> Float[Array, "n k"]:
+        x = Dense(self.rank, use_bias=False, dtype=self.dtype, name="0")(x)
+        return Dense(self.features, dtype=self.dtype, name="1")(x)
 
 
 class FastRCNNConvFCHead(nn.Module):

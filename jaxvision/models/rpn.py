@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from jaxvision.models.fpn import Maps
-from jaxvision.models.layers import Conv, ConvNormActivation
+from jaxvision.models.layers import Conv, ConvNormActivation, Norm
 from jaxvision.ops import anchors_of_levels
 from jaxvision.ops.anchors import ASPECT_RATIOS
 from jaxvision.ops.rcnn import Proposals, select_proposals
@@ -54,19 +54,22 @@ class Convolutions(nn.Module):
 
     depth: int
     dtype: DTypeLike
+    norm: Norm | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b h w c"]:
         for i in range(self.depth):
             block = ConvNormActivation(
                 x.shape[-1],
-                norm=None,
+                norm=self.norm,
                 kernel_init=nn.initializers.normal(0.01),
                 bias_init=nn.initializers.zeros,
                 dtype=self.dtype,
                 name=str(i),
             )
-            x = block(x, train=False)
+            x = block(x, train=train)
         return x
 
 

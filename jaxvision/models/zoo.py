@@ -10,13 +10,28 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxvision.errors import UserError
-from jaxvision.models import deeplab, faster_rcnn, fcn, mobilenet_v3, resnet, vgg, yolox
+from jaxvision.models import (
+    deeplab,
+    fast_rcnn,
+    faster_rcnn,
+    fcn,
+    fcos,
+    keypoint_rcnn,
+    mask_rcnn,
+    mobilenet_v3,
+    resnet,
+    retinanet,
+    ssd,
+    vgg,
+    yolox,
+)
 from jaxvision.models.alexnet import AlexNet
 from jaxvision.models.darknet_layers import YOLOV1_LAYERS
 from jaxvision.models.encoder_decoder import EncoderDecoder
 from jaxvision.models.lenet import LeNet
 from jaxvision.models.localizer import Localizer
 from jaxvision.models.mlp import MLP
+from jaxvision.models.rcnn import RCNN
 from jaxvision.models.segnet import SegNet
 from jaxvision.models.yolov1 import YOLOv1, darknet_yolov1, fast_yolov1, yolov1_tiny
 
@@ -65,6 +80,26 @@ def yolov1(
     )
 
 
+def rcnn(
+    num_classes: int = 21,
+    backbone: str = "resnet18",
+    backbone_options: Mapping[str, Any] | None = None,
+    crop_size: int = 224,
+    padding: int | None = None,
+    grid: int = 7,
+    dtype: DTypeLike = jnp.float32,
+) -> RCNN:
+    """Returns R-CNN on the classification network called `backbone`.
+
+    `num_classes` counts the background. `padding` is by default the paper's: 16 pixels of 227. The
+    smaller `grid`, the fewer numbers the boxes are regressed from: see `RCNN`.
+    """
+    options = {**(backbone_options or {}), "num_classes": 0, "dtype": dtype}
+    padding = round(16 * crop_size / 227) if padding is None else padding
+    network = get_model(backbone, **options)
+    return RCNN(network, num_classes, crop_size, padding, grid, dtype)
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "alexnet": AlexNet,
     "deeplabv3_resnet50": deeplab.deeplabv3_resnet50,
@@ -77,13 +112,23 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "fasterrcnn_resnet50_fpn": faster_rcnn.fasterrcnn_resnet50_fpn,
     "fasterrcnn_resnet50_fpn_v2": faster_rcnn.fasterrcnn_resnet50_fpn_v2,
     "fasterrcnn_vgg16": faster_rcnn.fasterrcnn_vgg16,
+    "fastrcnn_resnet18_fpn": fast_rcnn.fastrcnn_resnet18_fpn,
+    "fastrcnn_resnet50_fpn": fast_rcnn.fastrcnn_resnet50_fpn,
+    "fastrcnn_vgg16": fast_rcnn.fastrcnn_vgg16,
     "fcn_resnet50": fcn.fcn_resnet50,
     "fcn_resnet101": fcn.fcn_resnet101,
+    "fcos_resnet18_fpn": fcos.fcos_resnet18_fpn,
+    "fcos_resnet50_fpn": fcos.fcos_resnet50_fpn,
+    "keypointrcnn_resnet50_fpn": keypoint_rcnn.keypointrcnn_resnet50_fpn,
     "lenet": LeNet,
     "localizer": localizer,
+    "maskrcnn_resnet18_fpn": mask_rcnn.maskrcnn_resnet18_fpn,
+    "maskrcnn_resnet50_fpn": mask_rcnn.maskrcnn_resnet50_fpn,
+    "maskrcnn_resnet50_fpn_v2": mask_rcnn.maskrcnn_resnet50_fpn_v2,
     "mlp": MLP,
     "mobilenet_v3_large": mobilenet_v3.mobilenet_v3_large,
     "mobilenet_v3_small": mobilenet_v3.mobilenet_v3_small,
+    "rcnn": rcnn,
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
@@ -92,7 +137,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnext50_32x4d": resnet.resnext50_32x4d,
     "resnext101_32x8d": resnet.resnext101_32x8d,
     "resnext101_64x4d": resnet.resnext101_64x4d,
+    "retinanet_resnet18_fpn": retinanet.retinanet_resnet18_fpn,
+    "retinanet_resnet50_fpn": retinanet.retinanet_resnet50_fpn,
+    "retinanet_resnet50_fpn_v2": retinanet.retinanet_resnet50_fpn_v2,
     "segnet": SegNet,
+    "ssd300_vgg16": ssd.ssd300_vgg16,
+    "ssdlite320_mobilenet_v3_large": ssd.ssdlite320_mobilenet_v3_large,
     "vgg11": vgg.vgg11,
     "vgg11_bn": vgg.vgg11_bn,
     "vgg13": vgg.vgg13,

@@ -6,6 +6,7 @@ order is torchvision's: levels one after the other, in each the cells row by row
 aspect ratios one after the other and the sizes within them.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,3 +80,56 @@ def anchors_of_levels(
         grid_anchors((rows, columns), (h // rows, w // columns), base_anchors(*shape))
         for (rows, columns), *shape in zip(grid_sizes, sizes, ratios, strict=True)
     ]
+
+
+def default_boxes(
+    grid_sizes: Sequence[tuple[int, int]],
+    image_size: tuple[int, int],
+    scales: Sequence[float],
+    aspect_ratios: Sequence[Sequence[int | float]],
+    steps: Sequence[int] | None = None,
+) -> list[Float32[np.ndarray, "n 4"]]:
+    """Returns SSD's default boxes of each feature map (arXiv:1512.02325, section 2.2).
+
+    At the middle of each cell there are two squares, whose sides are scale s_k and sqrt(s_k
+    s_{k+1}), and for each aspect ratio r of the map two boxes of s_k sqrt(r) by s_k / sqrt(r), one
+    lying and one standing; scales are shares of the picture of `image_size` (h, w), in each
+    direction its own, and there is one more of them than there are maps. Cells are `steps` pixels
+    apart, or where these are not given fill the picture. No side is longer than the picture's; what
+    sticks out stays.
+
+    >>> boxes = default_boxes([(1, 2)], (100, 200), [0.2, 0.8], [[4]])
+    >>> [box.round(3).tolist() for box in boxes[0][:2]]
+    [[30.0, 40.0, 70.0, 60.0], [10.0, 30.0, 90.0, 70.0]]
+    >>> boxes[0][2:4].round(3).tolist()
+    [[10.0, 45.0, 90.0, 55.0], [40.0, 30.0, 60.0, 70.0]]
+    """
+    if not len(grid_sizes) == len(aspect_ratios) == len(scales) - 1:
+        raise ValueError(
+            f"expected a scale more than feature maps, got {len(scales)} scales, {len(grid_sizes)} "
+            f"feature maps and {len(aspect_ratios)} sets of aspect ratios"
+        )
+    h, w = image_size
+    levels = []
+    for k, (rows, columns) in enumerate(grid_sizes):
+        y_cells, x_cells = (rows, columns) if steps is None else (h / steps[k], w / steps[k])
+        # Each step in float32, as in torch.
+        y = (np.arange(rows, dtype=np.float32) + np.float32(0.5)) / np.float32(y_cells)
+        x = (np.arange(columns, dtype=np.float32) + np.float32(0.5)) / np.float32(x_cells)
+        centres = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 1, 2)
+        half = np.float32(0.5) * _shares(scales[k], scales[k + 1], aspect_ratios[k])[None]
+        boxes = np.concatenate([centres - half, centres + half], axis=-1)
+        levels.append(boxes.reshape(-1, 4) * np.array([w, h, w, h], np.float32))
+    return levels
+
+
+def _shares(
+    scale: float, next_scale: float, aspect_ratios: Sequence[int | float]
+) -> Float32[np.ndarray, "a 2"]:
+    """Returns the (width, height) of one cell's default boxes as shares of the picture's."""
+    between = math.sqrt(scale * next_scale)
+    pairs = [(scale, scale), (between, between)]
+    for ratio in aspect_ratios:
+        long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+        pairs += [(long, short), (short, long)]
+    return np.clip(np.asarray(pairs, np.float32), 0, 1)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Integer
 
 from jaxvision.ops.nms import batched_nms
 from jaxvision.types import Array, PaddedDetections
@@ -57,13 +57,30 @@ def select_detections(
         labels = ranked.argmax(axis=1)[rows]
     is_candidate = best > -jnp.inf
     candidates = jnp.where(is_candidate[:, None], boxes[rows], 0)
-    chosen, valid = batched_nms(
-        candidates, best, labels, iou_threshold, max_detections, is_candidate
-    )
+    return suppress(candidates, best, labels, is_candidate, iou_threshold, max_detections)
+
+
+def suppress(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    labels: Integer[Array, " n"],
+    usable: Bool[Array, " n"],
+    iou_threshold: int | float,
+    max_detections: int,
+) -> PaddedDetections:
+    """Returns what `batched_nms` leaves of the `usable` boxes, zeros behind it.
+
+    >>> boxes, scores = jnp.ones((2, 4)), jnp.array([0.5, 0.9])
+    >>> found = suppress(boxes, scores, jnp.array([3, 4]), jnp.array([True, False]), 0.5, 2)
+    >>> found.labels.tolist(), found.valid.tolist()
+    ([3, 0], [True, False])
+    """
+    kept, valid = batched_nms(boxes, scores, labels, iou_threshold, max_detections, usable)
+    labels = jnp.asarray(labels)
     return PaddedDetections(
-        jnp.where(valid[:, None], candidates[chosen], 0),
-        jnp.where(valid, best[chosen], 0),
-        jnp.where(valid, labels[chosen], 0).astype(jnp.int32),
+        jnp.where(valid[:, None], boxes[kept], 0),
+        jnp.where(valid, scores[kept], 0),
+        jnp.where(valid, labels[kept], 0).astype(jnp.int32),
         valid,
     )
 

@@ -1,11 +1,12 @@
 """Instance masks: cropped to RoIs for training, pasted into pictures, run-length encoded.
 
-`crop_masks` is jnp. What follows a prediction runs on the host with numpy, because every picture
-has its own size and a pasted mask costs as much as its box, not its picture.
+`crop_masks` is jnp. `BoxMasks`, and what else follows a prediction, runs on the host with numpy,
+because every picture has its own size and a pasted mask costs as much as its box, not its picture.
 """
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -94,6 +95,46 @@ def paste_masks(
         values = down @ bordered[i] @ across.T
         pasted[i, rows, columns] = values if threshold is None else values > threshold
     return pasted
+
+
+@dataclass(frozen=True, eq=False)
+class BoxMasks(Sequence):
+    """The masks of a picture's objects: a sequence of bool [h, w], each pasted when asked for.
+
+    What is kept is as small as a network gives it: `probabilities` [n, s, s] of the pixels of
+    `boxes` [n, 4], in a picture of `size` (h, w). `paste_masks` says what becomes of them. A
+    hundred masks of a large picture are gigabytes; `run_lengths` never holds more than one.
+
+    >>> box = np.array([[8.0, 8.0, 24.0, 24.0]], np.float32)
+    >>> masks = BoxMasks(np.ones((1, 28, 28), np.float32), box, (32, 32))
+    >>> len(masks), int(masks[0].sum()), len(masks.select(np.array([False])))
+    (1, 256, 0)
+    """
+
+    probabilities: Float[np.ndarray, "n s s"]
+    boxes: Float[np.ndarray, "n 4"]
+    size: tuple[int, int]
+    threshold: float = 0.5
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: int | np.integer) -> Bool[np.ndarray, "h w"]:
+        probabilities, box = self.probabilities[index], self.boxes[index]
+        return paste_masks(probabilities[None], box[None], self.size, self.threshold)[0]
+
+    def select(self, chosen: Bool[np.ndarray, "n"] | Int[np.ndarray, "k"]) -> "BoxMasks":
+        """Returns the masks of some of the objects: where `chosen` is True, or of its indices."""
+        return BoxMasks(self.probabilities[chosen], self.boxes[chosen], self.size, self.threshold)
+
+    def resized(self, size: tuple[int, int]) -> "BoxMasks":
+        """Returns the masks of the same objects in a picture of `size` (h, w)."""
+        scale = np.array([size[1] / self.size[1], size[0] / self.size[0]] * 2, np.float32)
+        return BoxMasks(self.probabilities, self.boxes * scale[None], size, self.threshold)
+
+    def run_lengths(self) -> list["RunLength"]:
+        """Returns COCO's run-length encoding of each mask."""
+        return [run_length for mask in self for run_length in encode_masks(mask[None])]
 
 
 def _inside(low: int, high: int, size: int, side: int) -> tuple[slice, np.ndarray]:

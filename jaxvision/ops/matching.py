@@ -4,10 +4,12 @@ Shapes are fixed: objects are padded to m, with a mask `valid`, and a sample has
 asked for, with a mask of what is in it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
 from jaxvision.ops.boxes import Size, corners
@@ -69,6 +71,73 @@ def match(
     if valid is not None:
         matched = jnp.where(valid.any(), matched, BELOW_LOW_THRESHOLD)
     return matched
+
+
+def match_every_object(
+    iou: Float[Array, "m n"],
+    threshold: int | float,
+    valid: Bool[Array, " m"] | None = None,
+) -> Int32[Array, " n"]:
+    """Returns for each of n default boxes the object among m that it has, or -1: SSD's matching.
+
+    Each object gets the box that it overlaps most, the first of equal ones, however low the IoU;
+    of several objects with the same best box the last gets it. The other boxes have the object that
+    they overlap most, where their IoU is at least `threshold` (arXiv:1512.02325, section 2.2, and
+    torchvision's SSDMatcher). Objects that are not `valid` match nothing.
+
+    >>> iou = jnp.array([[0.8, 0.6, 0.1], [0.3, 0.2, 0.0]])
+    >>> match_every_object(iou, 0.5).tolist()
+    [1, 0, -1]
+    """
+    m, n = iou.shape
+    matched = match(iou, threshold, threshold, valid=valid)
+    if m == 0 or n == 0:
+        return matched
+    best = iou.argmax(axis=1).astype(jnp.int32)[:, None] == jnp.arange(n, dtype=jnp.int32)[None, :]
+    if valid is not None:
+        best &= valid[:, None]
+    numbers = jnp.arange(m, dtype=jnp.int32)[:, None]
+    own = jnp.where(best, numbers, BELOW_LOW_THRESHOLD).max(axis=0)
+    return jnp.where(own >= 0, own, matched)
+
+
+def match_places(
+    boxes: Float[Array, "m 4"],
+    squares: Sequence[Float[Array, "_ 4"]],
+    valid: Bool[Array, " m"] | None = None,
+    radius: float = 1.5,
+) -> Int32[Array, " n"]:
+    """Returns for each of n places of all maps the object among m that it answers for, or -1.
+
+    A place is the middle of one of the `squares` of each map, the finest first, whose side is the
+    map's stride s. It may answer for an object if it is inside, in each direction less than
+    `radius` times s from the object's middle, and the farthest of the object's sides is between 4 s
+    and 8 s away; for the finest map there is no lower bound, for the coarsest no upper one. Of
+    several objects it takes the smallest, of equal ones the first. This is FCOS (arXiv:2006.09214,
+    section 3.2) as torchvision has it, where areas within 8 square pixels are equal in float32.
+
+    >>> squares = [jnp.array([[0.0, 0.0, 8.0, 8.0], [8.0, 0.0, 16.0, 8.0]])]
+    >>> match_places(jnp.array([[7.0, 0.0, 17.0, 8.0], [0.0, 0.0, 60.0, 60.0]]), squares).tolist()
+    [-1, 0]
+    """
+    m, counts = boxes.shape[0], [len(each) for each in squares]
+    if m == 0:
+        return jnp.full(sum(counts), BELOW_LOW_THRESHOLD, jnp.int32)
+    x1, y1, x2, y2 = (side[:, None] for side in corners(boxes))
+    left, up, right, down = corners(jnp.concatenate([jnp.asarray(each) for each in squares]))
+    x, y, side = ((left + right) / 2)[None, :], ((up + down) / 2)[None, :], (right - left)[None, :]
+    off = jnp.maximum(jnp.abs(x - (x1 + x2) / 2), jnp.abs(y - (y1 + y2) / 2))
+    away = jnp.stack([x - x1, y - y1, x2 - x, y2 - y])
+    farthest = away.max(axis=0)
+    level = np.repeat(np.arange(len(counts)), counts)[None, :]
+    above = farthest > jnp.where(level == 0, 0, 4 * side)
+    below = farthest < jnp.where(level == len(counts) - 1, jnp.inf, 8 * side)
+    may = (off < radius * side) & (away.min(axis=0) > 0) & above & below
+    if valid is not None:
+        may &= valid[:, None]
+    preference = jnp.where(may, 1e8 - (x2 - x1) * (y2 - y1), 0)
+    best = preference.argmax(axis=0).astype(jnp.int32)
+    return jnp.where(preference.max(axis=0) < 1e-5, BELOW_LOW_THRESHOLD, best)
 
 
 class Sample(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxvision.ops.boxes import Size, boxes_at_least, clip_boxes, decode_boxes
+from jaxvision.ops.detections import suppress
 from jaxvision.ops.nms import batched_nms
 from jaxvision.types import Array, PaddedDetections
 
@@ -117,12 +118,51 @@ def decode_rcnn(
     found, scores, labels, usable = (
         x.reshape(-1, *x.shape[2:]) for x in (found, scores, labels, usable)
     )
-    kept, real = batched_nms(found, scores, labels, iou_threshold, max_detections, usable)
-    return PaddedDetections(
-        jnp.where(real[:, None], found[kept], 0.0),
-        jnp.where(real, scores[kept], 0.0),
-        jnp.where(real, labels[kept], 0).astype(jnp.int32),
-        real,
+    return suppress(found, scores, labels, usable, iou_threshold, max_detections)
+
+
+def decode_regions(
+    margins: Float[Array, "n k"],
+    box_deltas: Float[Array, "n k 4"],
+    boxes: Float[Array, "n 4"],
+    size: Size,
+    *,
+    valid: Bool[Array, " n"] | None = None,
+    score_threshold: float = 0.05,
+    iou_threshold: float = 0.3,
+    max_detections: int = 100,
+    max_candidates: int = 2000,
+    min_size: float = 1e-2,
+) -> PaddedDetections:
+    """Returns what R-CNN's SVMs and box regressors find in the regions `boxes` (arXiv:1311.2524).
+
+    A class's `margins` are its SVM's scores, and its detections' scores their logistic function,
+    which keeps their order and puts the SVM's border at one half; a probability they are not. The
+    best `max_candidates` pairs of a region and a class, of a score above `score_threshold` and a
+    box, moved and clipped, of at least `min_size`, go through non-maximum suppression class by
+    class. There is no background: a label is a column of `margins`.
+
+    >>> box = jnp.array([[1.0, 2.0, 5.0, 9.0]])
+    >>> found = decode_regions(jnp.array([[-9.0, 1.0]]), jnp.zeros((1, 2, 4)), box, (8, 8),
+    ...                        max_detections=2)
+    >>> found.labels.tolist(), found.valid.tolist(), round(float(found.scores[0]), 3)
+    ([1, 0], [True, False], 0.731)
+    """
+    n, k = margins.shape
+    scores = jax.nn.sigmoid(_float32(margins))
+    moved = clip_boxes(decode_boxes(_float32(box_deltas), boxes[:, None]), size)
+    usable = (scores > score_threshold) & boxes_at_least(moved, min_size)
+    if valid is not None:
+        usable &= valid[:, None]
+    ranked = jnp.where(usable, scores, -jnp.inf).reshape(-1)
+    best, index = jax.lax.top_k(ranked, min(max_candidates, n * k))
+    return suppress(
+        moved.reshape(-1, 4)[index],
+        best,
+        (index % k).astype(jnp.int32),
+        best > -jnp.inf,
+        iou_threshold,
+        max_detections,
     )
 
 

@@ -1,6 +1,7 @@
 """The `Predictor`: a model with its weights, and how pictures are prepared for it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -9,6 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from jaxvision.data.proposals import pad_proposals
+from jaxvision.data.selective_search import selective_search
+from jaxvision.errors import UserError
 from jaxvision.models.detection import Selection
 from jaxvision.predict.preparation import Picture, Prepared, prepare, read_picture
 from jaxvision.predict.published import load_published
@@ -23,11 +27,13 @@ _OF_LARGE = (1, 4)
 
 class Predictor:
     """Predicts pictures of any size: they are prepared as the model was trained, and what it says
-    is in each picture's own pixels.
+    is in each picture's own pixels. For a model that is given proposals, as Fast R-CNN is, they are
+    searched for (`selective_search`), which takes most of the time.
 
     The checkpoint's task decides whether that is a `Classification`, a `Localization`, `Detections`
     or a `Segmentation`. Of detections those of at least `score_threshold` come back, at most
     `max_detections`; of two of a class that overlap by an IoU above `iou_threshold`, the better.
+    With `flip` a detector looks at each picture's mirror image too.
 
     >>> predictor = Predictor.from_checkpoint("runs/demo")  # doctest: +SKIP
     >>> predictor("shirt.png").name  # doctest: +SKIP
@@ -46,14 +52,19 @@ class Predictor:
         score_threshold: float = 0.05,
         iou_threshold: float = 0.5,
         max_detections: int = 100,
+        flip: bool = False,
     ):
         self.meta = meta
         self.task = task_of(meta)
         self.input_shape = tuple(meta["input_shape"])
         self.class_names = tuple(meta["class_names"])
+        self._search = meta.get("proposals")
         self._variables = jax.device_put(variables)
         selection = Selection(score_threshold, iou_threshold, max_detections)
-        self._infer = TASKS[self.task].make_infer(model, meta, selection)
+        if flip and self.task != "detection":
+            raise UserError(f"flip is for detection, got a model for {self.task}: leave it out")
+        options = {"flip": True} if flip else {}
+        self._infer = TASKS[self.task].make_infer(model, meta, selection, **options)
 
     @classmethod
     def from_checkpoint(
@@ -72,6 +83,7 @@ class Predictor:
         score_threshold: float = 0.05,
         iou_threshold: float = 0.5,
         max_detections: int = 100,
+        flip: bool = False,
         **options: Any,
     ) -> "Predictor":
         """The model called `name` with weights from a file, a URL or published under a name.
@@ -85,6 +97,7 @@ class Predictor:
             score_threshold=score_threshold,
             iou_threshold=iou_threshold,
             max_detections=max_detections,
+            flip=flip,
         )
 
     @overload
@@ -100,9 +113,7 @@ class Predictor:
         for i, (prepared, _) in enumerate(listed):
             by_shape.setdefault(prepared.image.shape, []).append(i)
         for indices in by_shape.values():
-            images = np.stack([listed[i][0].image for i in indices])
-            sizes = np.array([listed[i][0].size for i in indices], np.int32)
-            rows = self._rows(images, sizes)
+            rows = self._rows(*self._inputs([listed[i][0] for i in indices]))
             for i, row in zip(indices, rows, strict=True):
                 prepared, size = listed[i]
                 results[i] = TASKS[self.task].to_result(row, prepared, size, self.class_names)
@@ -113,7 +124,7 @@ class Predictor:
 
         Where the model was trained with a preset (`meta["preprocessing"]`), that is applied.
         """
-        return self._read(picture)[0].image
+        return self._read(picture, search=False)[0].image
 
     def probabilities(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n k"]:
         """Returns a classifier's probabilities of prepared pictures, in batches of a few sizes."""
@@ -122,13 +133,28 @@ class Predictor:
         sizes = np.broadcast_to(np.array(images.shape[1:3], np.int32), (len(images), 2))
         return np.stack(self._rows(images, sizes))
 
-    def _read(self, picture: Picture) -> tuple[Prepared, tuple[int, int]]:
+    def _read(self, picture: Picture, search: bool = True) -> tuple[Prepared, tuple[int, int]]:
         """The prepared picture, and its own (h, w)."""
         pixels = read_picture(picture, self.input_shape[-1])
         preprocessing = self.meta.get("preprocessing")
-        return prepare(pixels, preprocessing, self.input_shape[:2]), pixels.shape[:2]
+        prepared = prepare(pixels, preprocessing, self.input_shape[:2])
+        if search and self._search is not None:
+            boxes = selective_search(
+                pixels, mode=self._search["mode"], max_boxes=self._search["count"]
+            )
+            prepared = replace(prepared, proposals=prepared.placement.to_canvas(boxes))
+        return prepared, pixels.shape[:2]
 
-    def _rows(self, images: np.ndarray, sizes: np.ndarray) -> list[Any]:
+    def _inputs(self, prepared: Sequence[Prepared]) -> list[np.ndarray]:
+        """What the model takes of pictures of one shape: images, sizes, and proposals."""
+        images = np.stack([each.image for each in prepared])
+        inputs = [images, np.array([each.size for each in prepared], np.int32)]
+        if self._search is not None:
+            boxes = [each.proposals for each in prepared]
+            inputs += pad_proposals(boxes, self._search["count"]).values()
+        return inputs
+
+    def _rows(self, images: np.ndarray, *others: np.ndarray) -> list[Any]:
         """What the model says of each picture of one shape, in batches of a few fixed sizes."""
         area = images.shape[1] * images.shape[2]
         batch_sizes = next((those for most, those in _BATCH_SIZES if area < most), _OF_LARGE)
@@ -137,11 +163,8 @@ class Predictor:
             some = slice(first, first + batch_sizes[-1])
             count = len(images[some])
             size = next(s for s in batch_sizes if s >= count)
-            outputs = jax.device_get(
-                self._infer(
-                    self._variables, _padded(images[some], size), _padded(sizes[some], size)
-                )
-            )
+            inputs = [_padded(array[some], size) for array in (images, *others)]
+            outputs = jax.device_get(self._infer(self._variables, *inputs))
             rows += [jax.tree.map(lambda part, i=i: part[i], outputs) for i in range(count)]
         return rows
 

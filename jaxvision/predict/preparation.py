@@ -8,7 +8,8 @@ A checkpoint's `meta["preprocessing"]` says how, by its "kind":
   than "longest", rounded as torchvision's detection models do; sides are then padded at the right
   and the bottom to multiples of "multiple", so that there are few shapes
 - shorter_side: the same, rounded as torchvision's resize does
-- resize: to "size" (h, w), whatever the aspect was, with Pillow's filter "interpolation"
+- resize: to "size" (h, w), whatever the aspect was, with Pillow's filter "interpolation", or
+  ("antialias" false) as torchvision's detection models do
 - crop, or none: torchvision's for classification, see `classification_eval`
 
 Without any it is a resize to the model's input, bilinear with antialiasing.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from jaxvision.data import Placement, classification_eval, letterbox, read_image
 from jaxvision.data import resize as resize_picture
@@ -41,10 +42,12 @@ class Prepared:
     """The picture as the model takes it, and where on that the picture lies.
 
     None where a part was cut away: then there is no way back, and classification needs none.
+    `proposals`, in pixels of `image`, are for models that are given some.
     """
 
     image: UInt8[np.ndarray, "h w c"]
     placement: Placement | None
+    proposals: Float32[np.ndarray, "n 4"] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -134,8 +137,13 @@ def _by_shortest_side(
     return Prepared(image, placement)
 
 
-def _resized(picture: np.ndarray, size: Sequence[int], interpolation: str = "bilinear") -> Prepared:
+def _resized(
+    picture: np.ndarray,
+    size: Sequence[int],
+    interpolation: str = "bilinear",
+    antialias: bool = True,
+) -> Prepared:
     size = tuple(size)
     # Pillow's antialiased bilinear is torchvision's default when it shrinks a picture.
-    image = resize_picture(picture, size, interpolation=interpolation)
+    image = resize_picture(picture, size, interpolation=interpolation, antialias=antialias)
     return Prepared(image, Placement(picture.shape[:2], size, size))

@@ -9,14 +9,9 @@ import flax.linen as nn
 from jaxvision.data.formats.voc import CLASS_NAMES as VOC_CLASSES
 from jaxvision.models import get_model
 from jaxvision.weights import find_weights, load_weights
-from jaxvision.weights.catalog import (
-    CATALOG,
-    Letterbox,
-    Preprocessing,
-    ShortestSide,
-    options_needed,
-)
+from jaxvision.weights.catalog import CATALOG, options_needed
 from jaxvision.weights.darknet_cfg import darknet_meta
+from jaxvision.weights.preprocessing import AnyPreprocessing, Letterbox, ShortestSide, Stretch
 from jaxvision.weights.rules import RULES
 
 SEGMENTED_SIDES = {"longest": 2080, "multiple": 32}
@@ -68,8 +63,8 @@ def _expected(name: str, weights: str) -> tuple[Meta, tuple[str, ...]]:
     return {**meta, **_preparation(prepared)}, found.class_names
 
 
-def _preparation(prepared: Preprocessing | Letterbox | ShortestSide) -> Meta:
-    if isinstance(prepared, Letterbox):
+def _preparation(prepared: AnyPreprocessing) -> Meta:
+    if isinstance(prepared, Letterbox | Stretch):
         return {"input_shape": (*prepared.size, 3), "preprocessing": prepared.as_meta()}
     if isinstance(prepared, ShortestSide):
         side = prepared.shortest

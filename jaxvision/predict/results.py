@@ -4,12 +4,14 @@ Boxes are (x1, y1, x2, y2) in pixels of the picture as it was given, upright.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 
 from jaxvision.data.detection_geometry import resize_masks
 from jaxvision.data.geometry import resize
+from jaxvision.ops import BoxMasks
 
 LONGEST_DRAWN = 1920
 """Pixels: larger pictures are drawn at this size, or lines and names would be too small to see."""
@@ -77,7 +79,9 @@ class Detections:
     """The n objects found in one picture of `size` (h, w), best first.
 
     `boxes` float32 [n, 4], `scores` [n] from 0 to 1, `labels` int [n] into `class_names`, and, of a
-    model that finds them, `masks` bool [n, h, w].
+    model that finds them, `masks`, each bool [h, w], or `keypoints` [n, p, 2], (x, y) in pixels,
+    with their logits `keypoint_scores` [n, p]. Masks are pasted one by one as they are asked for,
+    because a hundred of a large picture are gigabytes; `masks.run_lengths()` are small.
     """
 
     boxes: Float[np.ndarray, "n 4"]
@@ -85,7 +89,9 @@ class Detections:
     labels: Int[np.ndarray, "n"]
     class_names: tuple[str, ...]
     size: tuple[int, int]
-    masks: Bool[np.ndarray, "n h w"] | None = None
+    masks: BoxMasks | Bool[np.ndarray, "n h w"] | None = None
+    keypoints: Float[np.ndarray, "n p 2"] | None = None
+    keypoint_scores: Float[np.ndarray, "n p"] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -97,26 +103,35 @@ class Detections:
     def above(self, threshold: float) -> "Detections":
         """Those whose score is at least `threshold`."""
         stay = self.scores >= threshold
-        masks = None if self.masks is None else self.masks[stay]
-        return replace(
-            self,
-            boxes=self.boxes[stay],
-            scores=self.scores[stay],
-            labels=self.labels[stay],
-            masks=masks,
-        )
 
-    def as_prediction(self) -> dict[str, np.ndarray]:
-        """The arrays by name, as `jaxvision.metrics` takes what was found in a picture."""
+        def chosen(field):
+            if isinstance(field, BoxMasks):
+                return field.select(stay)
+            return None if field is None else field[stay]
+
+        names = ("boxes", "scores", "labels", "masks", "keypoints", "keypoint_scores")
+        return replace(self, **{name: chosen(getattr(self, name)) for name in names})
+
+    def as_prediction(self) -> dict[str, Any]:
+        """The arrays by name, as `jaxvision.metrics` takes what was found in a picture.
+
+        Masks that are not pixels yet are run lengths there.
+        """
         fields = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels}
-        return fields if self.masks is None else {**fields, "masks": self.masks}
+        if self.masks is None:
+            return fields
+        packed = isinstance(self.masks, BoxMasks)
+        return {**fields, "masks": self.masks.run_lengths() if packed else self.masks}
 
     def draw(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """Returns the picture, a small one enlarged, with boxes, names, scores and masks."""
+        """Returns the picture, a small one enlarged, with all that was found in it."""
         from jaxvision.report.overlay import draw_objects
 
         image, scale = _drawable(image)
-        masks = None if self.masks is None else resize_masks(self.masks, image.shape[:2])
+        masks, keypoints, size = self.masks, self.keypoints, image.shape[:2]
+        if masks is not None:
+            packed = isinstance(masks, BoxMasks)
+            masks = masks.resized(size) if packed else resize_masks(masks, size)
         return draw_objects(
             image,
             self.boxes * scale,
@@ -124,6 +139,7 @@ class Detections:
             self.class_names,
             scores=self.scores,
             masks=masks,
+            keypoints=None if keypoints is None else keypoints * scale[:2],
         )
 
 

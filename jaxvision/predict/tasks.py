@@ -1,6 +1,8 @@
 """What each task does: the jitted forward pass, and one picture's result of what came out."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,7 +13,9 @@ import numpy as np
 from jaxvision.errors import UserError
 from jaxvision.losses import decode_picture_boxes
 from jaxvision.models.detection import DETECTORS, Selection, make_detector
-from jaxvision.ops import normalize_images
+from jaxvision.models.keypoint_rcnn import KeypointRCNN
+from jaxvision.models.proposal_detection import PROPOSAL_DETECTORS, make_proposal_detector
+from jaxvision.ops import BoxMasks, normalize_images
 from jaxvision.predict.preparation import Prepared
 from jaxvision.predict.results import (
     Classification,
@@ -20,9 +24,11 @@ from jaxvision.predict.results import (
     Result,
     Segmentation,
 )
+from jaxvision.types import PaddedInstances, PaddedPoses
 
-Infer = Callable[[Any, Any, Any], Any]
-"""Jitted `(variables, images uint8 [b, h, w, c], sizes int [b, 2]) -> arrays`, each [b, …]."""
+Infer = Callable[..., Any]
+"""Jitted `(variables, images uint8 [b, h, w, c], sizes int [b, 2]) -> arrays`, each [b, …]; of a
+model that is given proposals, these [b, p, 4] and whether they are valid [b, p] come behind."""
 
 
 class Task(NamedTuple):
@@ -90,12 +96,26 @@ def _localization(
 
 
 # --------------------------------------------------------------------------------------- detection
-def _detector(model: nn.Module, meta: Mapping[str, Any], selection: Selection) -> Infer:
-    if type(model) not in DETECTORS:
+def _detector(
+    model: nn.Module, meta: Mapping[str, Any], selection: Selection, flip: bool = False
+) -> Infer:
+    if type(model) not in (*DETECTORS, *PROPOSAL_DETECTORS):
         raise UserError(
             f"the checkpoint's task is detection, but a {type(model).__name__} detects nothing"
         )
-    return make_detector(
+    given = type(model) in PROPOSAL_DETECTORS
+    if given and "proposals" not in meta:
+        raise UserError(
+            f"a {type(model).__name__} is given proposals, but the checkpoint does not say which: "
+            'expected "proposals" with "mode" and "count" in its meta'
+        )
+    if flip and (given or type(model) is KeypointRCNN):
+        raise UserError(
+            f"a {type(model).__name__} cannot look at mirror images: expected a detector that "
+            "finds boxes, or boxes and masks, by itself; leave flip out"
+        )
+    make = make_proposal_detector if given else partial(make_detector, flip=flip)
+    return make(
         model,
         mean=meta.get("mean", 0.0),
         std=meta.get("std", 1.0),
@@ -111,7 +131,13 @@ def _detections(
     boxes = prepared.placement.to_original(row.boxes)
     # What lies beside the picture, on the canvas of a letterbox, is nothing in the picture.
     real = row.valid & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return Detections(boxes[real], row.scores[real], row.labels[real], class_names, size)
+    found = Detections(boxes[real], row.scores[real], row.labels[real], class_names, size)
+    if isinstance(row, PaddedInstances):
+        return replace(found, masks=BoxMasks(row.masks[real], found.boxes, size))
+    if isinstance(row, PaddedPoses):
+        keypoints = prepared.placement.points_to_original(row.keypoints[real])
+        return replace(found, keypoints=keypoints, keypoint_scores=row.keypoint_scores[real])
+    return found
 
 
 # ------------------------------------------------------------------------------------ segmentation

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxvision.metrics.boxes import field_of
+from jaxvision.metrics.coco import masks_of
 from jaxvision.report.label_maps import draw_panels
 from jaxvision.report.overlay import draw_objects
 
@@ -20,8 +21,9 @@ def draw_truth_and_found(
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Returns the picture with its objects, beside the same with what was found in it.
 
-    Target and prediction are as `jaxvision.metrics.boxes` says, and may have `masks` bool
-    [n, h, w]. Difficult objects are dashed; detections below `score_threshold` are left out.
+    Target and prediction are as `jaxvision.metrics.boxes` says, and may have `masks`, bool
+    [n, h, w] or run lengths. Difficult objects are dashed; detections below `score_threshold` are
+    left out.
     """
     difficult = field_of(target, "difficult")
     if difficult is not None:
@@ -31,13 +33,13 @@ def draw_truth_and_found(
         _boxes(target),
         _labels(target),
         class_names,
-        masks=_masks(target),
+        masks=masks_of(target),
         dashed=difficult,
         remarks=None if difficult is None else ["difficult" if d else "" for d in difficult],
     )
     scores = np.asarray(prediction["scores"])
     shown = np.flatnonzero(scores >= score_threshold)
-    masks = _masks(prediction)
+    masks = masks_of(prediction)
     found = draw_objects(
         image,
         _boxes(prediction)[shown],
@@ -91,9 +93,3 @@ def _boxes(source: Any) -> np.ndarray:
 
 def _labels(source: Any) -> np.ndarray:
     return np.asarray(field_of(source, "labels"), np.int64)
-
-
-def _masks(source: Any) -> np.ndarray | None:
-    """Returns masks that are pixels; run lengths are for scores, and not drawn."""
-    masks = field_of(source, "masks")
-    return masks if isinstance(masks, np.ndarray) and masks.ndim == 3 else None

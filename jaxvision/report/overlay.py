@@ -17,6 +17,7 @@ from jaxvision.report.draw import as_rgb
 LETTER_HEIGHT = 14
 """Of names, in pixels of the drawing."""
 _LINE = 2
+_DOT = 4
 _MASK_OPACITY = 0.4
 
 
@@ -55,7 +56,8 @@ def draw_objects(
     class_names: Sequence[str],
     *,
     scores: Shaped[np.ndarray, " n"] | None = None,
-    masks: Bool[np.ndarray, "n h w"] | None = None,
+    masks: Sequence[Bool[np.ndarray, "h w"]] | Bool[np.ndarray, "n h w"] | None = None,
+    keypoints: Shaped[np.ndarray, "n p 2"] | None = None,
     dashed: Bool[np.ndarray, " n"] | None = None,
     remarks: Sequence[str] | None = None,
     scale: int | None = None,
@@ -64,8 +66,9 @@ def draw_objects(
 
     Boxes are (x1, y1, x2, y2) in the picture's pixels; the line is inside its box, and what is
     outside the picture is cut off. A name is followed by the score in per cent and by the object's
-    remark; names are placed so that they cover each other as little as possible. The best scores,
-    without scores the last objects, are on top. Every class has its colour, as `class_colors` says.
+    remark; names are placed so that they cover each other as little as possible. `keypoints` are
+    dots at (x, y). The best scores, without scores the last objects, are on top. Every class has
+    its colour, as `class_colors` says.
 
     >>> image = np.zeros((2, 4, 3), np.uint8)
     >>> drawn = draw_objects(image, np.array([[0, 0, 2, 2]]), np.array([0]), ["bag"], scale=20)
@@ -87,6 +90,10 @@ def draw_objects(
         if corners[j] is not None:
             color = tuple(colors[labels[j]].tolist())
             _draw_box(draw, corners[j], color, dashed is not None and bool(dashed[j]))
+        for x, y in () if keypoints is None else (keypoints[j] * scale).tolist():
+            color = tuple(colors[labels[j]].tolist())
+            dot = (x - _DOT, y - _DOT, x + _DOT, y + _DOT)
+            draw.ellipse(dot, fill=color, outline=readable_on(color))
     taken: list[tuple[int, int, int, int]] = []
     shown = [place for place in corners if place is not None]
     for j in order[::-1]:  # the best score has the first choice of a place

@@ -10,8 +10,8 @@ from jaxvision.errors import UserError
 from jaxvision.types import Variables
 from jaxvision.weights.rules import nested
 
-BODY = ("backbone", "body")
-"""Where a detector of the R-CNN family has its backbone."""
+VGG_CUT, MOBILENET_CUT = 23, 13
+"""The layer of `features` where SSD takes VGG-16 apart, and SSDlite MobileNetV3."""
 HIDDEN_LAYERS = {("classifier", "0"): "fc6", ("classifier", "3"): "fc7"}
 """VGG's hidden layers, which are its box head's too."""
 HEADS = ("fc", "classifier")
@@ -35,7 +35,7 @@ def put_backbone(variables: Variables, classifier: Variables) -> dict[str, Any]:
     """
     given = {path[1:]: leaf for path, leaf in _flat(classifier)}
     flat = dict(_flat(variables))
-    inside = {path: path[3:] for path in flat if path[1:3] == BODY}
+    inside = {path: source for path in flat if (source := _source_of(path))}
     if not inside:
         raise UserError("expected a detector's variables: there is no backbone/body in them")
     if not any(source[0] == "features" for source in inside.values()):
@@ -66,6 +66,25 @@ def put_backbone(variables: Variables, classifier: Variables) -> dict[str, Any]:
         listed = ", ".join(sorted(problems)[:SHOWN])
         raise UserError(f"expected a classifier with the detector's backbone: {listed}{more}")
     return nested(flat)
+
+
+def _source_of(path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Returns where a classifier has a leaf of a detector's backbone, None where it has none."""
+    match path[1:]:
+        case ("backbone", "body", *rest):
+            return tuple(rest)
+        case ("backbone", "features", layer, leaf):  # SSD's
+            return ("features", layer, leaf)
+        case ("backbone", "extra", "0", layer, leaf):
+            return ("features", str(VGG_CUT + int(layer)), leaf)
+        case ("backbone", "features", "0", layer, *rest):  # SSDlite's
+            inside = ("block", "0") if int(layer) == MOBILENET_CUT else ()
+            return ("features", layer, *inside, *rest)
+        case ("backbone", "features", "1", "0", *rest):
+            return ("features", str(MOBILENET_CUT), "block", *rest)
+        case ("backbone", "features", "1", layer, *rest):
+            return ("features", str(MOBILENET_CUT + int(layer)), *rest)
+    return None
 
 
 def _flat(tree: Mapping[str, Any]) -> list[tuple[tuple[str, ...], Any]]:

@@ -14,6 +14,13 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from jaxvision.errors import UserError
+from jaxvision.weights.preprocessing import (
+    AnyPreprocessing,
+    Letterbox,
+    Preprocessing,
+    ShortestSide,
+    Stretch,
+)
 
 TORCHVISION_URL = "https://download.pytorch.org/models/"
 YOLOX_URL = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/"
@@ -32,89 +39,15 @@ COCO_IDS_NEVER_GIVEN = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """What a network expects of a picture, in this order: resize its shorter side to `resize_size`
-    pixels, crop the centre to a square of `crop_size` (None: leave it whole), scale to [0, 1],
-    (x - mean) / std."""
-
-    resize_size: int = 256
-    crop_size: int | None = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    interpolation: str = "bilinear"
-    antialias: bool = True
-
-
-@dataclass(frozen=True)
-class Letterbox:
-    """What a detector expects of a picture, in this order: make it as large as fits into `size`
-    (height, width) with its aspect kept, put it at the top left, or in the middle where `center` is
-    set, on a canvas of the grey level `fill`, scale to [0, 1], (x - mean) / std.
-
-    Megvii's YOLOX takes levels from 0 to 255 as they are: a std of 1/255. It takes them in the
-    order blue, green, red, which conversion has already turned around in the weights.
-    """
-
-    size: tuple[int, int] = (640, 640)
-    fill: int = 114
-    center: bool = False
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1 / 255, 1 / 255, 1 / 255)
-    interpolation: str = "bilinear"
-    antialias: bool = False
-
-    def as_meta(self) -> dict[str, Any]:
-        """Returns it as a checkpoint's meta has it under "preprocessing".
-
-        >>> Letterbox((416, 416)).as_meta()["size"]
-        [416, 416]
-        """
-        return {
-            "kind": "letterbox",
-            "size": list(self.size),
-            "fill": self.fill,
-            "center": self.center,
-        }
-
-
-@dataclass(frozen=True)
-class ShortestSide:
-    """What a detector of torchvision's expects of a picture, in this order: resize it so that its
-    shorter side has `shortest` pixels, unless the longer one would have more than `longest`; scale
-    to [0, 1], (x - mean) / std; pad with zeros to multiples of `multiple`."""
-
-    shortest: int = 800
-    longest: int = 1333
-    multiple: int = 32
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    interpolation: str = "bilinear"
-    antialias: bool = False
-
-    def as_meta(self) -> dict[str, Any]:
-        """Returns it as a checkpoint's meta has it under "preprocessing".
-
-        >>> ShortestSide(320, 640).as_meta()["longest"]
-        640
-        """
-        return {
-            "kind": "shortest_side",
-            "shortest": self.shortest,
-            "longest": self.longest,
-            "multiple": self.multiple,
-            "antialias": self.antialias,
-        }
-
-
-@dataclass(frozen=True)
 class Weights:
     """One published file of weights of `model`, and what must be known to use it.
 
     `sha256_prefix` is the beginning of the file's sha256, in hex, or all of it. `metrics` are in
     per cent, on `data`: "acc@1" and "acc@5" of classifiers, "miou" and "pixel_acc" of segmentation,
-    "AP" of detection, COCO's mean over IoUs; it and `class_names` are empty for weights that cannot
-    classify. `num_params` counts the parameters, without the statistics of BatchNorm. `options` are
-    those that the model needs to have been built with, where they are not its defaults.
+    "AP" of detection, COCO's mean over IoUs, and "mask_AP" or "keypoint_AP"; it and `class_names`
+    are empty for weights that cannot classify. `num_params` counts the parameters, without the
+    statistics of BatchNorm. `options` are those that the model needs to have been built with, where
+    they are not its defaults.
     """
 
     model: str
@@ -122,7 +55,7 @@ class Weights:
     url: str
     sha256_prefix: str
     num_params: int
-    preprocessing: Preprocessing | Letterbox | ShortestSide
+    preprocessing: AnyPreprocessing
     metrics: Mapping[str, float] = field(hash=False)
     data: str = IMAGENET
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -143,8 +76,9 @@ class Weights:
             return VOC_SEGMENTATION_CLASSES
         if self.data == IMAGENET:
             return imagenet_classes()
-        torchvisions = self.url.startswith(TORCHVISION_URL)
-        return coco_categories() if torchvisions else coco_classes()
+        if "keypoint_AP" in self.metrics:
+            return ("person",)
+        return coco_classes() if self.model.startswith("yolox") else coco_categories()
 
 
 def imagenet_classes() -> tuple[str, ...]:
@@ -219,7 +153,7 @@ def options_needed(model: str, weights: str) -> Mapping[str, Any]:
 
 
 _V1, _V2 = Preprocessing(resize_size=256), Preprocessing(resize_size=232)
-_CAFFE = Preprocessing(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255))
+_CAFFE = {"mean": (0.48235, 0.45882, 0.40784), "std": (1 / 255, 1 / 255, 1 / 255)}
 # Model, file, parameters, preprocessing, top-1, top-5. The weights are IMAGENET1K_V1 where a model
 # is named first, and _V2 where it is named again.
 _PUBLISHED = (
@@ -296,6 +230,58 @@ _PUBLISHED_RCNNS = (
         *(19_386_354, 22.8, ShortestSide(320, 640), {}),
     ),
 )
+_HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+_PUBLISHED_ONE_STAGE = (
+    (
+        "fcos_resnet50_fpn",
+        "fcos_resnet50_fpn_coco-99b0c9b7.pth",
+        *(32_269_600, 39.2, ShortestSide(), {}),
+    ),
+    (
+        "retinanet_resnet50_fpn",
+        "retinanet_resnet50_fpn_coco-eeacb38b.pth",
+        *(34_014_999, 36.4, ShortestSide(), {"norm_eps": 0.0}),
+    ),
+    (
+        "retinanet_resnet50_fpn_v2",
+        "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth",
+        *(38_198_935, 41.5, ShortestSide(), {}),
+    ),
+    (
+        "ssd300_vgg16",
+        "ssd300_vgg16_coco-b556d3b4.pth",
+        *(35_641_826, 25.1, Stretch((300, 300), **_CAFFE), {}),
+    ),
+    (
+        "ssdlite320_mobilenet_v3_large",
+        "ssdlite320_mobilenet_v3_large_coco-a79551df.pth",
+        *(3_440_060, 21.3, Stretch((320, 320), **_HALVES), {}),
+    ),
+)
+# Model, name, file, parameters, what is measured, options.
+_PUBLISHED_WITH_MORE_THAN_BOXES = (
+    (
+        *("maskrcnn_resnet50_fpn", "COCO_V1", "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"),
+        *(44_401_393, {"AP": 37.9, "mask_AP": 34.6}, {"norm_eps": 0.0}),
+    ),
+    (
+        *("maskrcnn_resnet50_fpn_v2", "COCO_V1", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"),
+        *(46_359_409, {"AP": 47.4, "mask_AP": 41.8}, {}),
+    ),
+    (
+        *(
+            "keypointrcnn_resnet50_fpn",
+            "COCO_LEGACY",
+            "keypointrcnn_resnet50_fpn_coco-9f466800.pth",
+        ),
+        *(59_137_258, {"AP": 50.6, "keypoint_AP": 61.1}, {}),
+    ),
+    (
+        *("keypointrcnn_resnet50_fpn", "COCO_V1"),
+        "keypointrcnn_resnet50_fpn_coco-fc266e95.pth",
+        *(59_137_258, {"AP": 54.6, "keypoint_AP": 65.0}, {"norm_eps": 0.0}),
+    ),
+)
 _TASKS = {IMAGENET: "classification", COCO_AS_VOC: "segmentation", COCO: "detection"}
 
 
@@ -310,7 +296,7 @@ def _catalog() -> dict[str, dict[str, Weights]]:
         name: str,
         file: str,
         num_params: int,
-        preprocessing: Preprocessing | ShortestSide,
+        preprocessing: AnyPreprocessing,
         metrics: dict[str, float],
         data: str = IMAGENET,
         options: Mapping[str, Any] = MappingProxyType({}),
@@ -330,12 +316,19 @@ def _catalog() -> dict[str, dict[str, Weights]]:
         letterbox, metrics = Letterbox((side, side)), MappingProxyType({"AP": ap})
         url = f"{YOLOX_URL}{model.removesuffix('53')}.pth"
         add(Weights(model, "COCO", url, sha256, num_params, letterbox, metrics, COCO))
-    for model, file, num_params, ap, prepared, options in _PUBLISHED_RCNNS:
+    for model, file, num_params, ap, prepared, options in _PUBLISHED_RCNNS + _PUBLISHED_ONE_STAGE:
         options = MappingProxyType(options)
         add(torchvisions(model, "COCO_V1", file, num_params, prepared, {"AP": ap}, COCO, options))
+    for model, name, file, num_params, metrics, options in _PUBLISHED_WITH_MORE_THAN_BOXES:
+        options = MappingProxyType(options)
+        add(torchvisions(model, name, file, num_params, ShortestSide(), metrics, COCO, options))
     # Of the SSD detector's backbone: only `features` has values, the classifier's are NaN.
     features = "vgg16_features-amdegroot-88682ab5.pth"
-    add(torchvisions("vgg16", "IMAGENET1K_FEATURES", features, 138_357_544, _CAFFE, {}))
+    add(
+        torchvisions(
+            "vgg16", "IMAGENET1K_FEATURES", features, 138_357_544, Preprocessing(**_CAFFE), {}
+        )
+    )
     return catalog
 
 

@@ -99,9 +99,17 @@ def to_torch(name: str, variables: Variables, **options: Any) -> dict[str, np.nd
 
 def count_classes(name: str, state_dict: Mapping[str, Any]) -> int | None:
     """Returns how many classes a state_dict's head tells apart, None if it has no such head."""
-    weight = state_dict.get(f"{find_rules(name).head}.weight")
-    # Of a dense layer, or of a convolution that classifies every pixel.
-    return None if weight is None or np.ndim(weight) not in (2, 4) else np.shape(weight)[0]
+    return count_by_shape(name, {tensor: np.shape(x) for tensor, x in state_dict.items()})
+
+
+def count_by_shape(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Returns `count_classes` of tensors of these shapes."""
+    rules = find_rules(name)
+    weight = shapes.get(f"{rules.head}.weight", ())
+    if len(weight) not in (2, 4):  # a dense layer, or a convolution that classifies every pixel
+        return None
+    boxes = shapes.get(f"{rules.boxes}.weight", (4,))
+    return weight[0] // (boxes[0] // 4)
 
 
 def template_leaves(name: str, **options: Any) -> list[Leaf]:

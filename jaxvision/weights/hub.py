@@ -17,7 +17,7 @@ from jaxvision.data.download import download
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
 from jaxvision.weights.catalog import CATALOG, find_weights, options_needed
-from jaxvision.weights.convert import count_classes, from_torch, template_leaves
+from jaxvision.weights.convert import count_by_shape, count_classes, from_torch, template_leaves
 from jaxvision.weights.darknet import load_darknet
 from jaxvision.weights.rules import INPUT_SHAPE, Rules, find_rules
 from jaxvision.weights.torch_file import read_torch
@@ -103,7 +103,7 @@ def _fit(
         dropped = [tensor for tensor in state_dict if tensor not in wanted]
         print(f"{name}: left out of {file}: {', '.join(dropped)}")
         state_dict = {tensor: state_dict[tensor] for tensor in state_dict if tensor in wanted}
-    expected = wanted[f"{heads[0]}.weight"][0] if heads else in_file
+    expected = count_by_shape(name, wanted) if heads else in_file
     if in_file == expected:
         return from_torch(name, state_dict, **options)
     if num_classes is None:

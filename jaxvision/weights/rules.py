@@ -18,14 +18,17 @@ class Rules:
     """What conversion must know of a family, under torch's names.
 
     `heads` are the layers that tell the classes apart; behind the first come those of other levels,
-    or one that only the loss in training looks at. `bgr_stem` is a first convolution that sees the
-    colours in the order blue, green, red there: here pictures are RGB, and conversion turns the
-    order of the weights' input channels around, both ways and exactly. With a `background` the
-    network has one class more than there are kinds of objects: its class 0. `older_names` are
-    patterns of names that files from earlier versions of torchvision have, and what they are now.
+    or one that only the loss in training looks at. Where the first does so for several anchors,
+    `boxes` is the layer that has four outputs for each of these. `bgr_stem` is a first convolution
+    that sees the colours in the order blue, green, red there: here pictures are RGB, and conversion
+    turns the order of the weights' input channels around, both ways and exactly. With a
+    `background` the network has one class more than there are kinds of objects: its class 0.
+    `older_names` are patterns of names that files from earlier versions of torchvision have, and
+    what they are now.
     """
 
     heads: tuple[str, ...]
+    boxes: str | None = None
     bgr_stem: str | None = None
     background: bool = False
     older_names: tuple[tuple[str, str], ...] = ()
@@ -48,14 +51,49 @@ _RESNET, _SEQUENTIAL = Rules(("fc",)), Rules(("classifier.6",))
 _SEGMENTER = Rules(("classifier.4", "aux_classifier.4"))
 _YOLOX_HEADS = tuple(f"head.cls_preds.{level}" for level in range(3))
 _YOLOX = Rules(_YOLOX_HEADS, bgr_stem="backbone.backbone.stem.conv.conv")
+_PYRAMID = (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2")
 _RCNN = Rules(
     ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"),
     background=True,
     older_names=(
         (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
-        (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
+        _PYRAMID,
     ),
 )
+_MASK_RCNN = Rules(
+    # As the tutorial does it, all of the mask predictor is fresh for other classes.
+    (*_RCNN.heads, *(f"roi_heads.mask_predictor.{x}" for x in ("conv5_mask", "mask_fcn_logits"))),
+    background=True,
+    older_names=(
+        *_RCNN.older_names,
+        *(
+            (rf"^(roi_heads\.mask_head)\.mask_fcn{i + 1}\.(weight|bias)$", rf"\1.{i}.0.\2")
+            for i in range(4)
+        ),
+    ),
+)
+_SIGMOID_DETECTOR = {
+    "heads": ("head.classification_head.cls_logits",),
+    "boxes": "head.regression_head.bbox_reg",
+    "background": True,
+}
+_FCOS = Rules(**_SIGMOID_DETECTOR)
+_RETINANET = Rules(
+    **_SIGMOID_DETECTOR,
+    older_names=(
+        *((rf"^(head\.\w+\.conv)\.{2 * i}\.(weight|bias)$", rf"\1.{i}.0.\2") for i in range(4)),
+        _PYRAMID,
+    ),
+)
+
+
+def _ssd(last: str = "") -> Rules:
+    """`last` is what follows the number of a map in the name of its last layer."""
+    layer = "head.{}_head.module_list.{}" + last
+    classes = tuple(layer.format("classification", i) for i in range(6))
+    return Rules(classes, boxes=layer.format("regression", 0), background=True)
+
+
 RULES: dict[str, Rules] = {
     "alexnet": _SEQUENTIAL,
     **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), _SEQUENTIAL),
@@ -70,12 +108,21 @@ RULES: dict[str, Rules] = {
     **dict.fromkeys(("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_vgg16"), _RCNN),
     "fasterrcnn_mobilenet_v3_large_fpn": _RCNN,
     "fasterrcnn_mobilenet_v3_large_320_fpn": _RCNN,
+    **dict.fromkeys(("fastrcnn_resnet18_fpn", "fastrcnn_resnet50_fpn", "fastrcnn_vgg16"), _RCNN),
+    **dict.fromkeys(("maskrcnn_resnet18_fpn", "maskrcnn_resnet50_fpn"), _MASK_RCNN),
+    "maskrcnn_resnet50_fpn_v2": _MASK_RCNN,
+    "keypointrcnn_resnet50_fpn": _RCNN,
+    **dict.fromkeys(("fcos_resnet18_fpn", "fcos_resnet50_fpn"), _FCOS),
+    **dict.fromkeys(("retinanet_resnet18_fpn", "retinanet_resnet50_fpn"), _RETINANET),
+    "retinanet_resnet50_fpn_v2": _RETINANET,
+    "ssd300_vgg16": _ssd(),
+    "ssdlite320_mobilenet_v3_large": _ssd(".1"),
     **dict.fromkeys(("yolox_nano", "yolox_tiny", "yolox_s"), _YOLOX),
     **dict.fromkeys(("yolox_m", "yolox_l", "yolox_x"), _YOLOX),
     "yolox_darknet53": Rules(_YOLOX_HEADS, bgr_stem="backbone.backbone.stem.0.conv"),
 }
 
-INPUT_SHAPE = (1, 224, 224, 3)
+INPUT_SHAPE = (1, 320, 320, 3)
 """Of the pictures with which a model is traced to learn its leaves: large enough for all."""
 
 
@@ -135,7 +182,12 @@ def leaves(variables: Mapping[str, Any]) -> Iterator[Leaf]:
 
 
 TORCH_NAMES: dict[str, dict[str, str]] = {
-    "params": {"kernel": "weight", "bias": "bias", "scale": "weight"},
+    "params": {
+        "kernel": "weight",
+        "bias": "bias",
+        "scale": "weight",
+        "scale_weight": "scale_weight",  # SSD's, of conv4_3
+    },
     "batch_stats": {
         "mean": "running_mean",
         "var": "running_var",

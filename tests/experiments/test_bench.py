@@ -77,8 +77,8 @@ def test_with_pytorch(data_dir, tmp_path):
         (["--torch-python", "/nowhere/python"], "expected a Python interpreter"),
     ],
 )
-def test_a_bad_flag_is_one_line(data_dir, flags, message):
-    done = run_bench(data_dir, *flags)
+def test_a_bad_flag_is_one_line(run_script, data_dir, flags, message):
+    done = run_script(BENCH, "--data", "embedded", "--data-dir", data_dir, *flags)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

@@ -28,8 +28,8 @@ def test_both_sides_give_the_same_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--repeats", "--pictures"])
-def test_a_bad_flag_is_one_line(flag):
-    done = run_bench(flag, 0)
+def test_a_bad_flag_is_one_line(run_script, flag):
+    done = run_script(BENCH, flag, 0)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

@@ -50,8 +50,8 @@ def test_with_pytorch(tmp_path):
     check_results(file, [1], ["jaxvision", "pytorch"])
 
 
-def test_a_bad_flag_is_one_line():
-    done = run_bench("--pictures", 5, "--batch-size", 6)
+def test_a_bad_flag_is_one_line(run_script):
+    done = run_script(BENCH, "--pictures", 5, "--batch-size", 6)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "at least --batch-size, 6" in done.stderr

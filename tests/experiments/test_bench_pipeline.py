@@ -56,11 +56,11 @@ def test_with_pytorch(tmp_path):
         (["--batches", 0], "must be at least 1"),
         (["--workers", -1], "--workers at least 0"),
         (["--pictures", 5, "--batch-size", 6], "at least --batch-size, 6"),
-        (["--torch-python", "/nowhere/python"], "expected a Python interpreter"),
+        ([*TINY, "--torch-python", "/nowhere/python"], "expected a Python interpreter"),
     ],
 )
-def test_a_bad_flag_is_one_line(flags, message):
-    done = run_bench(*flags)
+def test_a_bad_flag_is_one_line(run_script, flags, message):
+    done = run_script(BENCH, *flags)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

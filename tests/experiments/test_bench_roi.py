@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import venv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,14 +39,14 @@ def test_both_sides_pool_the_same(tmp_path):
             assert all(0 < s < 10 for s in seconds)
 
 
-def test_without_pytorch_and_bad_flags_are_one_line(tmp_path):
+def test_without_pytorch_and_bad_flags_are_one_line(run_script, tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
     bare = tmp_path / "bare" / "bin" / "python"
-    for flags, message in (
-        (["--torch-python", bare], "No module named 'torch'"),
-        (["--boxes", 0], "must be at least 1"),
+    for run, flags, message in (
+        (run_bench, ["--torch-python", bare], "No module named 'torch'"),
+        (partial(run_script, BENCH), ["--boxes", 0], "must be at least 1"),
     ):
-        done = run_bench(*flags)
+        done = run(*flags)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert message in done.stderr

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import venv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,16 @@ def test_both_sides_have_the_same_losses(tmp_path):
         }
 
 
-def test_bad_flags_are_one_line_and_come_before_any_work(tmp_path):
+def test_bad_flags_are_one_line_and_come_before_any_work(run_script, tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
     bare = tmp_path / "bare" / "bin" / "python"
-    for flags, message in (
-        (["--repeats", 0], "must be at least 1"),
-        ([*TINY, "--torch-python", tmp_path / "nothing"], "expected a Python interpreter"),
-        ([*TINY, "--torch-python", bare], "expected a Python with PyTorch"),
+    here = partial(run_script, BENCH)
+    for run, flags, message in (
+        (here, ["--repeats", 0], "must be at least 1"),
+        (here, [*TINY, "--torch-python", tmp_path / "nothing"], "expected a Python interpreter"),
+        (run_bench, [*TINY, "--torch-python", bare], "expected a Python with PyTorch"),
     ):
-        done = run_bench(*flags)
+        done = run(*flags)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert message in done.stderr

@@ -17,6 +17,7 @@ from jaxvision.train.checkpoint import load_checkpoint
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "experiments" / "fashion_mnist.py"
 
 
 @pytest.fixture(scope="module")
@@ -136,20 +137,25 @@ def test_another_models_run_folder_is_refused_and_untouched(fashion_mnist, small
             ["--data", "embedded", "--kernel-sizes", "9", "11"],
             "error: lenet: convolution 2.* does not fit",
         ),
-        (["--resume", "--run-dir", "nowhere"], "error: cannot resume: there is no run in nowhere"),
+        (
+            ["--data", "embedded", "--resume", "--run-dir", "nowhere"],
+            "error: cannot resume: there is no run in nowhere",
+        ),
     ],
 )
-def test_the_command_line_says_one_line_and_fails(flags, message, data_dir):
-    result = command(*flags, "--data-dir", data_dir)
+def test_the_command_line_says_one_line_and_fails(run_script, flags, message, data_dir, tmp_path):
+    if "--run-dir" not in flags:
+        flags = [*flags, "--run-dir", tmp_path / "run"]
+    result = run_script(SCRIPT, *flags, "--data-dir", data_dir)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     [line] = result.stderr.strip().splitlines()
     assert re.search(message, line)
 
 
-def test_unknown_flags_and_help():
+def test_unknown_flags_and_help(run_script):
     assert command("--epoch", "3").returncode == 2
-    result = command("--help")
+    result = run_script(SCRIPT, "--help")
     assert result.returncode == 0
     for flag in (
         "--epochs",

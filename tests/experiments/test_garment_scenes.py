@@ -84,8 +84,8 @@ def test_the_benchmark(tmp_path):
         assert min(reading[way] for way in ways) > 10
 
 
-def test_a_bad_flag_of_the_benchmark_is_one_line():
-    done = run_bench("--scenes", 0)
+def test_a_bad_flag_of_the_benchmark_is_one_line(run_script):
+    done = run_script(BENCH, "--scenes", 0)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: --scenes")
     assert done.stderr.count("\n") == 1

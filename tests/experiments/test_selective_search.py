@@ -148,7 +148,7 @@ def test_what_cannot_be_done_is_refused(search, data_dir, tmp_path, changes, mes
         search.main(dataclasses.replace(config, **changes))
 
 
-def test_the_benchmark_tiny(data_dir, tmp_path):
+def test_the_benchmark_tiny(run_script, data_dir, tmp_path):
     file = tmp_path / "numbers.json"
     flags = ("--sizes", 128, "--modes", "single", "--pictures", 1, "--repeats", 1)
     flags += ("--processes", 1, "--scenes", 4, "--json", file)
@@ -164,8 +164,6 @@ def test_the_benchmark_tiny(data_dir, tmp_path):
     (whole,) = numbers["data_set"]
     assert (whole["processes"], whole["scenes"]) == (1, 4)
     assert 0 < whole["seconds"] < 60
-    refused = subprocess.run(
-        [sys.executable, str(BENCH), "--scenes", "0"], capture_output=True, text=True, timeout=300
-    )
+    refused = run_script(BENCH, "--scenes", 0)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "must be at least 1" in refused.stderr

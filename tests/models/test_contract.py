@@ -23,19 +23,29 @@ MODELS = {  # parameters with the default options, [h, w, c] of a picture, other
     "deeplabv3_resnet101": (60_996_202, (32, 32, 3), {"aux_loss": False}),
     "encoder_decoder": (439_787, (32, 32, 3), {"widths": [8, 16], "upsampling": "unet"}),
     "fast_yolov1": (27_095_374, (448, 448, 3), {"layers": [NARROW]}),
+    "fastrcnn_resnet18_fpn": (28_145_671, (32, 32, 3), {"svd_ranks": [64, 16]}),
+    "fastrcnn_resnet50_fpn": (41_161_351, (32, 32, 3), {"fpn_features": 32}),
+    "fastrcnn_vgg16": (134_690_729, (32, 32, 3), {"hidden": 32, "pooling": "align"}),
     "fasterrcnn_mobilenet_v3_large_320_fpn": (19_386_354, (32, 32, 3), {"width_mult": 0.5}),
     "fasterrcnn_mobilenet_v3_large_fpn": (19_386_354, (32, 32, 3), {"fpn_features": 32}),
     "fasterrcnn_resnet18_fpn": (28_739_606, (32, 32, 3), {"anchor_sizes": [[8], 9, 32, 64, 96]}),
     "fasterrcnn_resnet50_fpn": (41_755_286, (32, 32, 3), {"norm_eps": 0.0, "width": 16}),
     "fasterrcnn_resnet50_fpn_v2": (43_712_278, (32, 32, 3), {"width": 16}),
     "fasterrcnn_vgg16": (137_073_622, (32, 32, 3), {"hidden": 32, "pooling": "align"}),
+    "fcos_resnet18_fpn": (19_303_072, (32, 32, 3), {"head_depth": 1, "width": 16}),
+    "fcos_resnet50_fpn": (32_269_600, (32, 32, 3), {"fpn_features": 16}),
     "fcn_resnet50": (35_322_218, (32, 32, 3), {"width": 16}),
     "fcn_resnet101": (54_314_346, (32, 32, 3), {"aux_loss": False}),
+    "keypointrcnn_resnet50_fpn": (59_137_258, (32, 32, 3), {"num_keypoints": 5, "width": 16}),
     "lenet": (44_426, (28, 28, 1), {"features": [4, 8, 8], "kernel_sizes": [3, 3, 3]}),
     "localizer": (11_184_206, (32, 32, 3), {"backbone_options": {"width": 16}}),
+    "maskrcnn_resnet18_fpn": (31_385_713, (32, 32, 3), {"anchor_sizes": [[8], 9, 32, 64, 96]}),
+    "maskrcnn_resnet50_fpn": (44_401_393, (32, 32, 3), {"norm_eps": 0.0, "width": 16}),
+    "maskrcnn_resnet50_fpn_v2": (46_359_409, (32, 32, 3), {"width": 16}),
     "mobilenet_v3_large": (5_483_032, (32, 32, 3), {"width_mult": 0.5}),
     "mobilenet_v3_small": (2_542_856, (32, 32, 3), {"reduced_tail": True}),
     "mlp": (669_706, (28, 28, 1), {"hidden": [32, 16, 8]}),
+    "rcnn": (13_193_892, (32, 32, 3), {"backbone_options": {"width": 16}}),
     "resnet18": (11_689_512, (32, 32, 3), {"stem": "small"}),
     "resnet34": (21_797_672, (32, 32, 3), {"width": 16}),
     "resnet50": (25_557_032, (32, 32, 3), {"width": 16}),
@@ -44,7 +54,12 @@ MODELS = {  # parameters with the default options, [h, w, c] of a picture, other
     "resnext50_32x4d": (25_028_904, (32, 32, 3), {"width": 16}),
     "resnext101_32x8d": (88_791_336, (32, 32, 3), {"width": 16}),
     "resnext101_64x4d": (83_455_272, (32, 32, 3), {"width": 16}),
+    "retinanet_resnet18_fpn": (21_048_471, (32, 32, 3), {"anchor_sizes": [8, 16, 32, 64, 96]}),
+    "retinanet_resnet50_fpn": (34_014_999, (32, 32, 3), {"norm_eps": 0.0, "width": 16}),
+    "retinanet_resnet50_fpn_v2": (38_198_935, (32, 32, 3), {"width": 16, "fpn_features": 48}),
     "segnet": (29_447_189, (32, 32, 3), {"widths": [8, 16], "stage_sizes": [1, 2]}),
+    "ssd300_vgg16": (35_641_826, (300, 300, 3), {"widths": [8, 8, 8, 8, 16]}),
+    "ssdlite320_mobilenet_v3_large": (3_440_060, (32, 32, 3), {"width_mult": 0.5}),
     "vgg11": (132_863_336, (32, 32, 3), {"hidden": 32}),
     "vgg11_bn": (132_868_840, (32, 32, 3), {"widths": [8, 8, 8, 8, 16]}),
     "vgg13": (133_047_848, (32, 32, 3), {"hidden": 32}),
@@ -78,14 +93,22 @@ TINY = {  # one of each kind, small enough to be run and not only traced
 
 SEGMENTERS = {n for n in MODELS if n.startswith(("deeplab", "fcn"))} | {"encoder_decoder", "segnet"}
 
-PROPOSALS = {  # as many as there are anchors in such a picture
+PROPOSALS = {  # as many as there are anchors in such a picture; the picture itself without any
+    "fastrcnn_resnet18_fpn": 1,
+    "fastrcnn_resnet50_fpn": 1,
+    "fastrcnn_vgg16": 1,
     "fasterrcnn_mobilenet_v3_large_320_fpn": 45,
     "fasterrcnn_mobilenet_v3_large_fpn": 45,
     "fasterrcnn_resnet18_fpn": 258,
     "fasterrcnn_resnet50_fpn": 258,
     "fasterrcnn_resnet50_fpn_v2": 258,
     "fasterrcnn_vgg16": 36,
+    "keypointrcnn_resnet50_fpn": 258,
+    "maskrcnn_resnet18_fpn": 258,
+    "maskrcnn_resnet50_fpn": 258,
+    "maskrcnn_resnet50_fpn_v2": 258,
 }
+ANCHORS = {"fcos": 1, "retinanet": 9, "ssd300": 4, "ssdlite320": 6}  # of the coarsest map
 YOLO_V1 = {"fast_yolov1": (7, 2), "yolov1": (7, 3), "yolov1_tiny": (2, 2)}  # cells, boxes
 
 every_model = pytest.mark.parametrize("name", list_models())
@@ -106,6 +129,8 @@ def shapes(name, **options):
 def logits_of(outputs):
     """The model's main output: of segmentation there is one more, of localisation a box, and of
     YOLOX the coarsest level, of Faster R-CNN the classes' boxes."""
+    if isinstance(getattr(outputs, "class_logits", None), tuple):
+        return outputs.class_logits[-1]
     if isinstance(outputs, tuple):
         return outputs[-1]
     return outputs.get("out", outputs.get("logits")) if isinstance(outputs, dict) else outputs
@@ -114,6 +139,10 @@ def logits_of(outputs):
 def logits_shape(name, size, num_classes):
     if name in PROPOSALS:
         return (size, PROPOSALS[name], num_classes, 4)
+    if name.split("_")[0] in ANCHORS:
+        return (size, ANCHORS[name.split("_")[0]], num_classes)
+    if name == "rcnn":  # of one region, without the background
+        return (size, 1, num_classes - 1, 4)
     if name in YOLO_V1:
         cells, num_boxes = YOLO_V1[name]
         return (size, cells, cells, 5 * num_boxes + num_classes)
@@ -234,9 +263,12 @@ def test_initial_values_are_torchs_uniform(name):
 def test_overfits_one_batch(name):
     model, variables = made(name)
     rng = np.random.default_rng(0)
+    h, w, c = MODELS[name][1]
+    if TINY[name].get("stem") == "small":
+        h, w = h // 2, w // 2
     batch = {
-        "image": rng.integers(0, 256, (16, *MODELS[name][1]), dtype=np.uint8),
-        "label": rng.integers(0, 10, 16).astype(np.int32),
+        "image": rng.integers(0, 256, (8, h, w, c), dtype=np.uint8),
+        "label": rng.integers(0, 10, 8).astype(np.int32),
     }
     tx = optax.adam(2e-3)
     state = create_state(variables, tx)

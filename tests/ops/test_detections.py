@@ -5,12 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvision.ops import select_detections
+from jaxvision import ops
 
-BOXES = jnp.array(
-    [[0, 0, 10, 10], [0, 1, 10, 11], [20, 0, 30, 10], [20, 0, 30, 9], [50, 50, 60, 60]], jnp.float32
+# One program a set of options: outside of jit each operator is compiled on its own.
+OPTIONS = ("score_threshold", "iou_threshold", "max_detections", "multi_label", "max_candidates")
+select_detections = jax.jit(ops.select_detections, static_argnames=OPTIONS)
+
+BOXES = np.array(
+    [[0, 0, 10, 10], [0, 1, 10, 11], [20, 0, 30, 10], [20, 0, 30, 9], [50, 50, 60, 60]], np.float32
 )
-SCORES = jnp.array([[0.6, 0.3], [0.9, 0.1], [0.2, 0.8], [0.2, 0.2], [0.4, 0.0]])
+SCORES = np.array([[0.6, 0.3], [0.9, 0.1], [0.2, 0.8], [0.2, 0.2], [0.4, 0.0]], np.float32)
 
 
 def rows_of(found):
@@ -53,11 +57,11 @@ def test_only_the_best_candidates_and_no_more_than_asked_for():
 def test_what_is_no_number_is_no_candidate(multi_label, bad):
     options = {"score_threshold": 0.05, "max_detections": 8, "multi_label": multi_label}
     clean = rows_of(select_detections(BOXES, SCORES, **options))
-    boxes = jnp.concatenate([BOXES, jnp.array([[0, bad, 9, 9], [1, 1, 1, 5], [9, 9, 5, 5.0]])])
-    scores = jnp.concatenate([SCORES, jnp.ones((3, 2))])
+    boxes = np.concatenate([BOXES, np.float32([[0, bad, 9, 9], [1, 1, 1, 5], [9, 9, 5, 5]])])
+    scores = np.concatenate([SCORES, np.ones((3, 2), np.float32)])
     assert rows_of(select_detections(boxes, scores, **options)) == clean
-    boxes = jnp.concatenate([BOXES, jnp.array([[70, 70, 80, 80.0]])])
-    scores = jnp.concatenate([SCORES, jnp.array([[bad, 0.5]])])
+    boxes = np.concatenate([BOXES, np.float32([[70, 70, 80, 80]])])
+    scores = np.concatenate([SCORES, np.float32([[bad, 0.5]])])
     found = rows_of(select_detections(boxes, scores, **options))
     assert (0.5, 1, (70, 70, 80, 80)) in found
     assert len(found) == len(clean) + 1

@@ -80,19 +80,24 @@ def test_proposals_equal_plain_loops(seed):
 def test_proposals_are_never_more_than_anchors_and_have_no_gradient():
     logits, deltas, anchors = anchors_and_outputs(0)
     options = {"pre_nms_top_n": 1000, "post_nms_top_n": 1000}
-    found = select_proposals(logits, deltas, anchors, SIZE, **options)
-    assert len(found.boxes) == sum(LEVELS)
-    gradient = jax.grad(
-        lambda d: select_proposals(logits, d, anchors, SIZE, **options).boxes.sum()
-    )(deltas)
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient_of(deltas):
+        boxes = select_proposals(logits, deltas, anchors, SIZE, **options).boxes
+        return boxes.sum(), boxes
+
+    gradient, boxes = gradient_of(deltas)
+    assert len(boxes) == sum(LEVELS)
     assert not any(np.any(g) for g in gradient)
 
 
 def test_a_picture_of_nothing_has_no_proposals_and_nan_is_none():
     logits, deltas, anchors = anchors_and_outputs(0)
-    assert not select_proposals(logits, deltas, anchors, (0, 0), **OPTIONS).valid.any()
+    select = jax.jit(lambda d, size: select_proposals(logits, d, anchors, size, **OPTIONS))
+    assert not select(deltas, (0, 0)).valid.any()
     deltas[0][:] = np.nan
-    found = select_proposals(logits, deltas, anchors, SIZE, **OPTIONS)
+    found = select(deltas, SIZE)
     assert np.isfinite(found.boxes).all()
     assert found.valid.any()
 
@@ -131,11 +136,12 @@ def test_detections_equal_plain_loops(threshold):
 def test_what_is_left_over_is_zeros_and_poison_is_not_seen():
     logits, deltas, rois = heads(seed=2, n=8)
     valid = np.arange(8) < 5
-    clean = decode_rcnn(logits, deltas, rois, SIZE, valid=valid)
+    decode = jax.jit(lambda *outputs: decode_rcnn(*outputs, SIZE, valid=valid))
+    clean = decode(logits, deltas, rois)
     spoilt = [
         np.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, np.nan) for x in (logits, deltas, rois)
     ]
-    for ours, theirs in zip(decode_rcnn(*spoilt, SIZE, valid=valid), clean, strict=True):
+    for ours, theirs in zip(decode(*spoilt), clean, strict=True):
         np.testing.assert_array_equal(ours, theirs)
         assert not np.any(ours[int(clean.valid.sum()) :])
     assert 0 < int(clean.valid.sum()) < 100
@@ -143,7 +149,8 @@ def test_what_is_left_over_is_zeros_and_poison_is_not_seen():
 
 def test_a_sure_background_is_nothing():
     logits = jnp.array([[9.0, 0.0, 0.0]])
-    found = decode_rcnn(logits, jnp.zeros((1, 3, 4)), jnp.array([[0.0, 0.0, 9.0, 9.0]]), SIZE)
+    boxes = jnp.array([[0.0, 0.0, 9.0, 9.0]])
+    found = jax.jit(lambda x: decode_rcnn(x, jnp.zeros((1, 3, 4)), boxes, SIZE))(logits)
     assert not found.valid.any()
 
 

@@ -43,10 +43,14 @@ TORCH_TOP = {
 
 
 def pictures(side):
-    """Blurred noise: blobs, so that places differ."""
-    rng = np.random.default_rng(side)
+    return blobs(SIZES[side], seed=side)
+
+
+def blobs(sizes, seed=0):
+    """Blurred noise, so that places differ: float pictures of these sizes (h, w)."""
+    rng = np.random.default_rng(seed)
     images = []
-    for h, w in SIZES[side]:
+    for h, w in sizes:
         coarse = rng.uniform(size=(-(-h // 8), -(-w // 8), 3)).repeat(8, axis=0).repeat(8, axis=1)
         noise = rng.uniform(size=(h, w, 3))
         images.append((0.7 * coarse[:h, :w] + 0.3 * noise).astype(np.float32))

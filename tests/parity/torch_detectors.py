@@ -123,7 +123,11 @@ def torch_detector(name, pictures, **settings):
     is a matter of rounding.
     """
     torch.manual_seed(0)
-    model = BUILDERS[name][0](**settings)
+    return distinct(BUILDERS[name][0](**settings), pictures)
+
+
+def distinct(model, pictures):
+    """The network, with other weights: see `torch_detector`."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)

@@ -1,0 +1,99 @@
+"""What a detector on a backbone starts from: a detector, or only a classifier's features."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvision.errors import UserError
+from jaxvision.models import get_model
+from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.types import Variables
+from jaxvision.weights import find_weights, load_weights, put_backbone, read_torch
+from jaxvision.weights.catalog import CATALOG
+from jaxvision.weights.rules import INPUT_SHAPE
+
+PARTS = ("backbone", "rpn", "roi_heads")
+BODY_OPTIONS = ("width", "stem", "widths", "hidden")
+"""Of a detector, those that its backbone has as a classifier too."""
+SHOWN = 4
+
+
+class Start(NamedTuple):
+    """The first variables, and by what mean and standard deviation pictures are normalised."""
+
+    variables: Variables
+    mean: Any
+    std: Any
+
+
+def drawn_variables(model: str, options: Mapping[str, Any], seed: int) -> Variables:
+    network = get_model(model, **options)
+    return jax.jit(network.init)(jax.random.key(seed), jnp.zeros(INPUT_SHAPE, jnp.float32))
+
+
+def start_from(
+    init: str, model: str, options: Mapping[str, Any], *, backbone: str, seed: int
+) -> Start:
+    """Returns the variables of `get_model(model, **options)` that `--init` says.
+
+    `init` is the folder of a run, a file of torch's or the name of published weights: of this
+    detector, or of a classifier that is its `backbone`, such as IMAGENET1K_V1. A detector whose
+    classes are others keeps all but the layers of the classes; of another detector of the family
+    comes every part that both have. What does not fit is a `UserError`.
+    """
+    drawn = drawn_variables(model, options, seed)
+    if Path(init).is_dir():
+        _, given, meta = load_checkpoint(init)
+        mean, std = meta.get("mean", 0.0), meta.get("std", 1.0)
+        if "backbone" in given["params"]:
+            return Start(shared(drawn, given, init), mean, std)
+        return Start(put_backbone(drawn, given), mean, std)
+    if _is_detector(init, model):
+        given = load_weights(model, init, seed=seed, **options)
+        published = find_weights(model, next(iter(CATALOG[model]))) if model in CATALOG else None
+        normal = (published or find_weights(backbone, "DEFAULT")).preprocessing
+        return Start(given, normal.mean, normal.std)
+    body = {
+        name: options[name] for name in ("width", "stem", "widths", "hidden") if name in options
+    }
+    classifier = load_weights(backbone, init, num_classes=0, **body)
+    published = init if init in CATALOG.get(backbone, {}) else "DEFAULT"
+    normal = find_weights(backbone, published).preprocessing
+    return Start(put_backbone(drawn, classifier), normal.mean, normal.std)
+
+
+def shared(drawn: Variables, given: Variables, origin: str) -> dict[str, Any]:
+    """Returns `drawn` with the parts that `given` has too: backbone, proposals, heads.
+
+    A layer whose shape is another, as that of the classes is for other classes, stays as drawn,
+    which is printed; a backbone that does not fit is a `UserError`.
+    """
+    old = dict(jax.tree_util.tree_flatten_with_path(dict(given))[0])
+    leaves, tree = jax.tree_util.tree_flatten_with_path(dict(drawn))
+    kept, fresh = [], []
+    for path, leaf in leaves:
+        fits = path in old and np.shape(old[path]) == np.shape(leaf)
+        kept.append(old[path] if fits else leaf)
+        if not fits:
+            fresh.append("/".join(key.key for key in path))
+    wrong = [name for name in fresh if name.split("/")[1] == "backbone"]
+    if wrong:
+        raise UserError(
+            f"{origin}: expected a detector with the same backbone, got another "
+            f"{', '.join(wrong[:SHOWN])}: give its --backbone, --width, --stem and --fpn-features"
+        )
+    if fresh:
+        more = f" and {len(fresh) - SHOWN} more" if len(fresh) > SHOWN else ""
+        print(f"fresh, because {origin} has none that fits: {', '.join(fresh[:SHOWN])}{more}")
+    return jax.tree.unflatten(tree, kept)
+
+
+def _is_detector(init: str, model: str) -> bool:
+    """Whether a file, or a published name, holds a whole detector and not a classifier."""
+    if not Path(init).exists():
+        return init in CATALOG.get(model, {})
+    return any(name.startswith(("roi_heads.", "head.")) for name in read_torch(init))

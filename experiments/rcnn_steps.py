@@ -1,0 +1,159 @@
+"""The detectors of the R-CNN family step by step, so that each can be timed and looked at."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvision.models.detection import Selection
+from jaxvision.models.fast_rcnn import FastRCNN
+from jaxvision.models.faster_rcnn import FasterRCNN
+from jaxvision.models.rcnn import RCNN, describe_regions, score_regions
+from jaxvision.ops import clip_boxes, decode_boxes, normalize_images
+from jaxvision.ops.rcnn import BOX_WEIGHTS, Proposals, decode_rcnn, decode_regions
+from jaxvision.types import PaddedDetections
+
+NAMES = {"rcnn": "R-CNN", "fast": "Fast R-CNN", "faster": "Faster R-CNN"}
+STEPS = ("proposals", "network", "heads", "NMS")
+
+
+class Regions(NamedTuple):
+    """What a detector says of each region [n] of one picture, before any is suppressed.
+
+    `scores` are those of the k classes without the background, `moved` the boxes that the
+    regression makes for each class.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    moved: np.ndarray
+    valid: np.ndarray
+
+
+class Steps:
+    """A detector taken apart into jitted steps, for one picture at a time (batches of one).
+
+    `network(batch)` gives features, `propose(features, batch)` the regions where the network makes
+    them itself and `given(batch)` where Selective Search did, `heads(features, regions)` scores and
+    deltas, and `suppress(outputs, regions, batch)` the detections.
+    """
+
+    def __init__(
+        self, model: nn.Module, variables: Any, meta: Mapping[str, Any], selection: Selection
+    ):
+        if not isinstance(model, RCNN | FastRCNN | FasterRCNN):
+            raise ValueError(f"expected a detector of the R-CNN family, got {type(model).__name__}")
+        self.model, self.variables = model, jax.device_put(variables)
+        self.proposes = isinstance(model, FasterRCNN)
+        mean, std = meta.get("mean", 0.0), meta.get("std", 1.0)
+
+        def run(variables, method, *args):
+            return model.apply(variables, *args, train=False, method=method)
+
+        @jax.jit
+        def network(variables, image, size, regions):
+            images = normalize_images(image, mean, std)
+            if isinstance(model, RCNN):
+                return describe_regions(
+                    model, variables, images, size, regions.boxes, regions.valid
+                )
+            return run(variables, model.extract_features, images, size)
+
+        @jax.jit
+        def propose(variables, features, size):
+            predictions = run(variables, model.score_anchors, features)
+            return run(variables, model.propose, features, predictions, size)
+
+        @jax.jit
+        def heads(variables, features, regions):
+            if isinstance(model, RCNN):
+                return tuple(score_regions(model, variables, features))
+            return run(variables, model.classify_rois, features, regions.boxes)
+
+        def suppressed(outputs, regions, size, iou_threshold):
+            decode = decode_regions if isinstance(model, RCNN) else decode_rcnn
+            options = {**vars(selection), "iou_threshold": iou_threshold}
+
+            def of_one(scores, deltas, boxes, valid, size):
+                of_picture = (scores, deltas, boxes, (size[0], size[1]))
+                return decode(*of_picture, valid=valid, **options)
+
+            return jax.vmap(of_one)(*outputs, regions.boxes, regions.valid, size)
+
+        suppress = jax.jit(suppressed, static_argnums=3)
+        self._network, self._propose, self._heads, self._suppress = (
+            network,
+            propose,
+            heads,
+            suppress,
+        )
+        self.iou_threshold = selection.iou_threshold
+
+    def given(self, batch: Mapping[str, Any]) -> Proposals | None:
+        """The regions that the batch brings; none for a network that makes its own."""
+        if self.proposes:
+            return None
+        valid = jnp.asarray(batch["proposal_valid"])
+        boxes = jnp.where(valid[..., None], jnp.asarray(batch["proposals"]), 0.0)
+        return Proposals(boxes, jnp.zeros(valid.shape), valid)
+
+    def network(self, batch: Mapping[str, Any], regions: Proposals | None) -> Any:
+        return self._network(self.variables, batch["image"], batch["size"], regions)
+
+    def propose(self, features: Any, batch: Mapping[str, Any]) -> Proposals:
+        return self._propose(self.variables, features, batch["size"])
+
+    def heads(self, features: Any, regions: Proposals) -> tuple[jax.Array, jax.Array]:
+        return self._heads(self.variables, features, regions)
+
+    def suppress(
+        self, outputs: Any, regions: Proposals, batch: Mapping[str, Any], iou: float | None = None
+    ) -> PaddedDetections:
+        """What is left when boxes suppress each other: 1 as `iou` leaves all."""
+        iou = self.iou_threshold if iou is None else iou
+        return self._suppress(outputs, regions, batch["size"], float(iou))
+
+    def regions(self, outputs: Any, regions: Proposals, batch: Mapping[str, Any]) -> Regions:
+        """What the heads say of the regions of a batch's first picture, in pixels."""
+        scores, deltas = (x[0].astype(jnp.float32) for x in outputs)
+        boxes, weights = regions.boxes[0], (1.0, 1.0, 1.0, 1.0)
+        if isinstance(self.model, RCNN):
+            scores = jax.nn.sigmoid(scores)
+        else:  # there the first class is the background
+            scores, deltas, weights = jax.nn.softmax(scores)[:, 1:], deltas[:, 1:], BOX_WEIGHTS
+        size = tuple(int(side) for side in batch["size"][0])
+        moved = clip_boxes(decode_boxes(deltas, boxes[:, None], weights), size)
+        return Regions(*(np.asarray(x) for x in (boxes, scores, moved, regions.valid[0])))
+
+    def milliseconds(
+        self,
+        batch: Mapping[str, Any],
+        search: Callable[[], object],
+        repeats: int,
+    ) -> dict[str, float]:
+        """The median time of each step for one picture; `search` makes the proposals on the host.
+
+        Each step waits for what it makes. The first call of a shape compiles: call it once before.
+        """
+        clock: dict[str, list[float]] = {step: [] for step in STEPS}
+
+        def timed(step: str, function: Callable[..., Any], *args: Any) -> Any:
+            since = time.perf_counter()
+            result = jax.block_until_ready(function(*args))
+            clock[step].append(1000 * (time.perf_counter() - since))
+            return result
+
+        for _ in range(repeats):
+            regions = self.given(batch)
+            if regions is not None:
+                timed("proposals", search)
+            features = timed("network", self.network, batch, regions)
+            if regions is None:
+                regions = timed("proposals", self.propose, features, batch)
+            outputs = timed("heads", self.heads, features, regions)
+            timed("NMS", self.suppress, outputs, regions, batch)
+        return {step: float(np.median(times)) for step, times in clock.items()}

@@ -1,0 +1,133 @@
+"""Keypoint R-CNN (arXiv:1703.06870, section 5) as torchvision builds it: persons and their joints.
+
+Each keypoint is one place of its box: a map of logits, of which the largest is where it is.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from jaxvision.models import resnet
+from jaxvision.models.faster_rcnn import (
+    ONE_SIZE_A_LEVEL,
+    AnchorSizes,
+    FasterRCNN,
+    fasterrcnn_resnet_fpn,
+)
+from jaxvision.models.fpn import Maps
+from jaxvision.models.layers import Conv, ConvTranspose, kaiming_normal_fan_out
+from jaxvision.models.roi_heads import RoIHeads, pool_rois
+from jaxvision.ops.resize import resize_bilinear
+from jaxvision.types import Array
+
+KEYPOINT_RESOLUTION = 14
+"""Bins of a RoI along each side; the maps of keypoints have four times as many."""
+_INIT = {"kernel_init": kaiming_normal_fan_out, "bias_init": nn.initializers.zeros}
+
+
+class KeypointRCNNHeads(nn.Module):
+    """Eight 3x3 convolutions, twice as wide as the maps that RoIs are pooled from."""
+
+    depth: int = 8
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n s s c"]) -> Float[Array, "n s s c2"]:
+        conv = partial(Conv, 2 * x.shape[-1], (3, 3), padding=1, dtype=self.dtype, **_INIT)
+        for i in range(self.depth):
+            x = nn.relu(conv(name=str(2 * i))(x))  # in torch the ReLUs are numbered too
+        return x
+
+
+class KeypointRCNNPredictor(nn.Module):
+    """Four times the resolution: learnt twice, and bilinearly twice again."""
+
+    num_keypoints: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n s s c"]) -> Float[Array, "n s2 s2 p"]:
+        options = {"padding": 1, "dtype": self.dtype, "name": "kps_score_lowres", **_INIT}
+        x = ConvTranspose(self.num_keypoints, (4, 4), 2, **options)(x)
+        return resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
+
+
+class KeypointRoIHeads(RoIHeads):
+    """`RoIHeads` that also say where in a box each keypoint is."""
+
+    num_keypoints: int = 17
+
+    def setup(self) -> None:
+        super().setup()
+        self.keypoint_head = KeypointRCNNHeads(dtype=self.dtype)
+        self.keypoint_predictor = KeypointRCNNPredictor(self.num_keypoints, self.dtype)
+
+    def __call__(
+        self, features: Maps, boxes: Float[Array, "b n 4"], *, train: bool
+    ) -> tuple[Float[Array, "b n k"], Float[Array, "b n k 4"]]:
+        if self.is_initializing():  # else the keypoints' layers would have no parameters
+            self.predict_keypoints(features, boxes[:, :1], train=train)
+        return super().__call__(features, boxes, train=train)
+
+    def predict_keypoints(
+        self, features: Maps, boxes: Float[Array, "b n 4"], *, train: bool
+    ) -> Float[Array, "b n s s p"]:
+        """Returns the logits of each keypoint's place in each of the boxes."""
+        b, n, _ = boxes.shape
+        pooled = pool_rois(features, boxes, self.strides, KEYPOINT_RESOLUTION, self.pooling)
+        x = self.keypoint_head(pooled.reshape(b * n, *pooled.shape[2:]))
+        logits = self.keypoint_predictor(x)
+        return logits.reshape(b, n, *logits.shape[1:])
+
+
+class KeypointRCNN(FasterRCNN):
+    """`FasterRCNN`, whose heads are `KeypointRoIHeads`: called, it says the same of proposals."""
+
+    def predict_keypoints(
+        self, features: Maps, boxes: Float[Array, "b n 4"], *, train: bool
+    ) -> Float[Array, "b n s s p"]:
+        """Returns the logits of each keypoint's place in any boxes; maps of 56 by 56."""
+        return self.roi_heads.predict_keypoints(features, boxes, train=train)
+
+
+def keypointrcnn_resnet50_fpn(
+    num_classes: int = 2,
+    num_keypoints: int = 17,
+    *,
+    frozen_norm: bool = True,
+    norm_eps: float = 1e-5,
+    width: int = 64,
+    fpn_features: int = 256,
+    representation_size: int = 1024,
+    anchor_sizes: AnchorSizes = ONE_SIZE_A_LEVEL,
+    pre_nms_top_n: Sequence[int] = (2000, 1000),
+    post_nms_top_n: Sequence[int] = (2000, 1000),
+    dtype: DTypeLike = jnp.float32,
+) -> KeypointRCNN:
+    """Returns `fasterrcnn_resnet50_fpn` with `num_keypoints` keypoints of each object.
+
+    By default there are the background and persons, with COCO's 17 keypoints: `norm_eps` is 0 in
+    torchvision's COCO_V1, and 1e-5 in its COCO_LEGACY. See `fasterrcnn_resnet_fpn` for the rest.
+    """
+    detector = fasterrcnn_resnet_fpn(
+        resnet.resnet50,
+        num_classes,
+        frozen_norm=frozen_norm,
+        norm_eps=norm_eps,
+        width=width,
+        fpn_features=fpn_features,
+        representation_size=representation_size,
+        anchor_sizes=anchor_sizes,
+        pre_nms_top_n=pre_nms_top_n,
+        post_nms_top_n=post_nms_top_n,
+        dtype=dtype,
+    )
+    h = detector.roi_heads
+    heads = KeypointRoIHeads(
+        h.num_classes, h.box_head, h.strides, h.pooling, h.dtype, num_keypoints
+    )
+    return KeypointRCNN(detector.backbone, detector.rpn, heads)
