@@ -244,7 +244,7 @@ def check(config: Config) -> None:
         raise UserError(f"--frozen-norm is not for {config.backbone}")
     if config.stem is not None and config.backbone not in ("resnet18", "resnet50"):
         raise UserError(f"--stem is a plain ResNet's: {config.backbone} has none")
-    if config.num_anchors < 1 or (config.num_rois or 1) < 1:
+    if config.num_anchors < 1 or (config.num_rois is not None and config.num_rois < 1):
         raise UserError("expected --num-anchors and --num-rois of at least 1")
     if not 0 <= config.background_iou < 0.5:
         raise UserError(

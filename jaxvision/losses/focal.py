@@ -23,7 +23,7 @@ def sigmoid_focal_loss(
 
     >>> losses = sigmoid_focal_loss(jnp.array([0.0, 4.0, 4.0]), jnp.array([1.0, 1.0, 0.0]))
     >>> [round(float(loss), 5) for loss in losses]
-    [0.04332, 0.0, 2.90557]
+    [0.04332, 0.0, 2.90618]
     """
     logits = jnp.asarray(logits)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

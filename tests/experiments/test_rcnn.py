@@ -159,9 +159,10 @@ def test_weights_that_training_starts_from(rcnn, config, faster, tmp_path):
         ({"num_proposals": 0}, "--num-proposals"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(rcnn, config, flags, message):
+def test_what_cannot_be_is_refused_before_any_work(rcnn, config, flags, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        rcnn.main(dataclasses.replace(config, run_dir=None, **flags))
+        rcnn.main(dataclasses.replace(config, run_dir=tmp_path / "run", **flags))
+    assert not (tmp_path / "run").exists()
 
 
 def test_names_and_options_of_networks(rcnn):

@@ -7,7 +7,7 @@ from jaxvision.models import detection, zoo
 from .bright_boxes import CLASSES, SIDE, BrightBoxes, BrightMaps, find_bright, save_run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bright_models():
     """The two modules where the library's own are, for as long as the tests last."""
     with pytest.MonkeyPatch.context() as patch:
@@ -17,7 +17,7 @@ def bright_models():
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def detector_run(bright_models, tmp_path_factory):
     letterbox = {"kind": "letterbox", "size": [SIDE, SIDE], "fill": 114}
     meta = {"model": "bright_boxes", "task": "detection", "class_names": list(CLASSES)}
@@ -25,7 +25,7 @@ def detector_run(bright_models, tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("bright") / "run", meta)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def segmenter_run(bright_models, tmp_path_factory):
     meta = {"model": "bright_maps", "task": "segmentation"}
     meta["class_names"] = ["background", *CLASSES]
