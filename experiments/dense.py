@@ -21,22 +21,20 @@ experiments/error_analysis.py compares detectors.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 import tyro
-from detection import Thresholds, evaluation_of, report
+from detection import Thresholds, evaluation_of, train_and_report
 from detection_data import load_splits, similar_classes
 from detector_init import Start, drawn_variables, start_from
 from rcnn_data import Pictures, SizeFlags, check_sizes
-from training import Training, falling_rate, milliseconds_a_step, train
+from training import Training, falling_rate
+from training_flags import OptimizerFlags, RunFlags, optimizer_of
 
 from jaxvision.data import DetectionDataset
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.losses import fcos_loss, retinanet_loss, ssd_loss
-from jaxvision.train.checkpoint import load_checkpoint
-from jaxvision.train.optim import adamw, sgd
 from jaxvision.train.run import Run, enable_compilation_cache
 from jaxvision.types import LossFn
 from jaxvision.weights.catalog import options_needed
@@ -58,7 +56,7 @@ SMALL_ANCHORS = (16, 24, 40, 64, 96)
 
 
 @dataclass(frozen=True)
-class Config(Thresholds, SizeFlags):
+class Config(RunFlags, OptimizerFlags, Thresholds, SizeFlags):
     model: Literal[
         "retinanet_resnet18_fpn",
         "retinanet_resnet50_fpn",
@@ -83,41 +81,20 @@ class Config(Thresholds, SizeFlags):
     """Of RetinaNet, in pixels: the smallest of each level; for garment_scenes 16 24 40 64 96."""
     epochs: int = 6
     batch_size: int = 16
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    """AdamW's, which is times the rate; for sgd, where it is L2, take 1e-4."""
-    ema_decay: float | None = 0.998
-    """Of the moving average of the weights, which is what is evaluated and kept; None: none."""
-    workers: int = 1
-    """Threads that make batches ahead of time."""
-    seed: int = 0
-    run_dir: Path | None = None
-    """The run folder, by default runs/dense/<time>."""
-    resume: bool = False
-    """Go on with the run in --run-dir, or with the newest one."""
-    log_every: int | None = None
-    """Log every so many steps, by default about five times an epoch."""
 
 
 def main(config: Config) -> dict[str, Any]:
     check(config)
     splits, pictures = load_splits(config), pictures_of(config)
+    test = splits["test"]
     with Run("dense", config, run_dir=config.run_dir, resume=config.resume) as run:
-        training = make_training(config, splits, pictures)
-        log_every = config.log_every or max(1, training.batches.steps_per_epoch // 5)
-        train(training, run, log_every=log_every)
-
-        model, variables, meta = load_checkpoint(run.path, "best")
-        test = splits["test"]
-        return report(
-            run.path,
-            pictures.finder(model, test, meta["mean"], meta["std"])(variables),
+        return train_and_report(
+            config,
+            make_training(config, splits, pictures),
+            run,
             test,
-            title=f"{config.model} on {test.name}",
+            lambda model, meta: pictures.finder(model, test, meta["mean"], meta["std"]),
             similar=similar_classes(config),
-            throughput={"ms_per_step": milliseconds_a_step(run.path, config.batch_size)},
-            extra={"model": config.model, "seed": config.seed, "best_step": int(meta["step"])},
         )
 
 
@@ -135,10 +112,7 @@ def make_training(
     start = first_weights(config, options)
     batches = pictures.batches(train_set, config.batch_size, train=True)
     rate = falling_rate(config.learning_rate, config.epochs, batches)
-    if config.optimizer == "adamw":
-        tx = adamw(rate, weight_decay=config.weight_decay)
-    else:
-        tx = sgd(rate, momentum=0.9, weight_decay=config.weight_decay)
+    tx = optimizer_of(config, rate)
 
     def make_loss(model: nn.Module) -> LossFn:
         return LOSSES[kind_of(config)](model, mean=start.mean, std=start.std)

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from training import Training, milliseconds_a_step, train
 
 from jaxvision.data import DetectionBatches, DetectionDataset, Proposals
 from jaxvision.data.batch_shapes import picture_sizes
@@ -23,7 +24,8 @@ from jaxvision.ops import BoxMasks
 from jaxvision.report import read_records
 from jaxvision.report.detection import write_detection_report
 from jaxvision.train import TrainState, evaluate, make_eval_step
-from jaxvision.train.run import read_config
+from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.train.run import Run, read_config
 from jaxvision.types import LossFn, PaddedInstances
 
 SHOWN = 500
@@ -210,6 +212,38 @@ def read_predictions(run_dir: Path, dataset: DetectionDataset) -> list[Found]:
     return [
         {name: column[i] for name, column in columns.items()} for i in range(len(stored["counts"]))
     ]
+
+
+def train_and_report(
+    config: Any,
+    training: Training,
+    run: Run,
+    test: DetectionDataset,
+    find_with: Callable[[nn.Module, Mapping[str, Any]], Finder],
+    *,
+    similar: ClassGroups,
+    more: Callable[[list[Found]], dict[str, float]] | None = None,
+    targets: Sequence[Any] | None = None,
+) -> dict[str, Any]:
+    """Trains in `run`'s folder; returns `report` of what the best checkpoint finds in `test`.
+
+    `find_with` makes the `Finder` of a model and its checkpoint's meta; `more` are scores besides.
+    """
+    log_every = config.log_every or max(1, training.batches.steps_per_epoch // 5)
+    train(training, run, log_every=log_every)
+    model, variables, meta = load_checkpoint(run.path, "best")
+    found = find_with(model, meta)(variables)
+    extra = {"model": training.model, "seed": training.seed, "best_step": int(meta["step"])}
+    return report(
+        run.path,
+        found,
+        test,
+        title=f"{training.model} on {test.name}",
+        similar=similar,
+        throughput={"ms_per_step": milliseconds_a_step(run.path, config.batch_size)},
+        extra={**(more(found) if more else {}), **extra},
+        targets=targets,
+    )
 
 
 def report(

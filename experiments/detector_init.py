@@ -57,9 +57,7 @@ def start_from(
         published = find_weights(model, next(iter(CATALOG[model]))) if model in CATALOG else None
         normal = (published or find_weights(backbone, "DEFAULT")).preprocessing
         return Start(given, normal.mean, normal.std)
-    body = {
-        name: options[name] for name in ("width", "stem", "widths", "hidden") if name in options
-    }
+    body = {name: options[name] for name in BODY_OPTIONS if name in options}
     classifier = load_weights(backbone, init, num_classes=0, **body)
     published = init if init in CATALOG.get(backbone, {}) else "DEFAULT"
     normal = find_weights(backbone, published).preprocessing

@@ -54,7 +54,7 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     found = {
         name: read_predictions(run, test) for name, run in zip(names, config.runs, strict=True)
     }
-    out = config.out or config.runs[0] / "errors.html"
+    out = (config.out or config.runs[0] / "errors").with_suffix(".html")
     breakdowns = write_error_report(
         out,
         title=f"Errors on {test.name}: {' and '.join(names)}",

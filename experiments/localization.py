@@ -28,6 +28,7 @@ import numpy as np
 import tyro
 from augmentation import Augmentation, augment, check_augmentation
 from training import Training, falling_rate, milliseconds_a_step, train
+from training_flags import OptimizerFlags, RunFlags, optimizer_of
 
 from jaxvision.data import letterbox
 from jaxvision.data.detection import DetectionDataset
@@ -41,7 +42,6 @@ from jaxvision.report import read_records
 from jaxvision.report.detection import write_detection_report
 from jaxvision.train import TrainState, evaluate, make_eval_step
 from jaxvision.train.checkpoint import load_checkpoint
-from jaxvision.train.optim import adamw
 from jaxvision.train.resident import ResidentData
 from jaxvision.train.run import Run, enable_compilation_cache, read_config
 
@@ -52,7 +52,7 @@ SHOWN = 500
 
 
 @dataclass(frozen=True)
-class Config(Augmentation):
+class Config(RunFlags, OptimizerFlags, Augmentation):
     backbone: str = "resnet18"
     """A model that has `features_only`."""
     stem: Literal["imagenet", "small"] | None = "imagenet"
@@ -74,26 +74,13 @@ class Config(Augmentation):
     epochs: int = 8
     batch_size: int = 32
     learning_rate: float = 2e-3
-    """Of AdamW; it rises for a twentieth of the steps and falls to 0 along a half cosine."""
-    weight_decay: float = 0.05
-    """AdamW's, which is times the rate."""
-    ema_decay: float | None = 0.998
-    """Of the moving average of the weights, which is what is evaluated and kept; None: none."""
-    workers: int = 1
-    """Threads that make batches ahead of time."""
-    seed: int = 0
+    """It rises for a twentieth of the steps and falls to 0 along a half cosine."""
     data: Literal["auto", "full", "embedded"] = "auto"
     """The pictures of garments: full, 60,000; embedded, the 11,000 in the package."""
     source: Path | None = None
     """A folder with Fashion-MNIST's four IDX files; else Debian's package, else a download."""
     data_dir: Path | None = None
     """Where prepared data sets are kept."""
-    run_dir: Path | None = None
-    """The run folder, by default runs/localization/<time>."""
-    resume: bool = False
-    """Go on with the run in --run-dir, or with the newest one."""
-    log_every: int | None = None
-    """Log every so many steps, by default about five times an epoch."""
 
 
 def main(config: Config) -> dict[str, float]:
@@ -155,7 +142,7 @@ def make_training(config: Config, splits: Mapping[str, DetectionDataset]) -> Tra
         make_loss=make_loss,
         make_evaluation=lambda model: evaluation_of(make_loss(model), splits["val"]),
         batches=batches,
-        tx=adamw(rate, weight_decay=config.weight_decay),
+        tx=optimizer_of(config, rate),
         learning_rate=rate,
         epochs=config.epochs,
         seed=config.seed,

@@ -26,12 +26,13 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import tyro
-from detection import Found, Thresholds, evaluation_of, mean_precisions, report
+from detection import Found, Thresholds, evaluation_of, mean_precisions, train_and_report
 from detection_data import load_splits, similar_classes
 from detector_init import Start, drawn_variables, start_from
 from rcnn import MEAN, SMALL, SMALL_ANCHORS, STD
 from rcnn_data import Pictures, SizeFlags, check_sizes
-from training import Training, falling_rate, milliseconds_a_step, train
+from training import Training, falling_rate
+from training_flags import RunFlags, optimizer_of
 
 from jaxvision.data import DetectionBatches, DetectionDataset
 from jaxvision.errors import UserError, exit_on_user_error
@@ -40,7 +41,7 @@ from jaxvision.losses.rcnn import Sampling
 from jaxvision.metrics.coco import coco_scores
 from jaxvision.ops import encode_masks
 from jaxvision.train.checkpoint import load_checkpoint
-from jaxvision.train.optim import adamw, freeze, sgd, step_lr, warmup
+from jaxvision.train.optim import freeze, step_lr, warmup
 from jaxvision.train.run import Run, enable_compilation_cache
 from jaxvision.types import LossFn
 from jaxvision.weights.catalog import options_needed
@@ -79,7 +80,7 @@ TUTORIAL: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Config(Thresholds, SizeFlags):
+class Config(RunFlags, Thresholds, SizeFlags):
     scale: tuple[float, float] | None = None
     """Pictures are resized by a factor from this range, then cut or padded; by default 0.8 to 1.25
     for garment_scenes, else not at all."""
@@ -118,15 +119,6 @@ class Config(Thresholds, SizeFlags):
     ema_decay: float | None = None
     """Of the moving average of the weights, which is what is evaluated and kept; 0: none. 0.998 for
     garment_scenes, else 0."""
-    workers: int = 1
-    """Threads that make batches ahead of time."""
-    seed: int = 0
-    run_dir: Path | None = None
-    """The run folder, by default runs/mask_rcnn/<time>."""
-    resume: bool = False
-    """Go on with the run in --run-dir, or with the newest one."""
-    log_every: int | None = None
-    """Log every so many steps, by default about five times an epoch."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -137,24 +129,17 @@ def main(config: Config) -> dict[str, Any]:
         if split.masks is None:
             raise UserError(f"{split.name}: expected objects with masks, got a data set with none")
     pictures = Pictures(config, config, with_masks=True)
+    test = splits["test"]
+    targets = with_masks(test)
     with Run("mask_rcnn", config, run_dir=config.run_dir, resume=config.resume) as run:
-        training = make_training(config, splits, pictures)
-        log_every = config.log_every or max(1, training.batches.steps_per_epoch // 5)
-        train(training, run, log_every=log_every)
-
-        model, variables, meta = load_checkpoint(run.path, "best")
-        test = splits["test"]
-        found = pictures.finder(model, test, meta["mean"], meta["std"])(variables)
-        targets = with_masks(test)
-        extra = {"model": meta["model"], "seed": config.seed, "best_step": int(meta["step"])}
-        return report(
-            run.path,
-            found,
+        return train_and_report(
+            config,
+            make_training(config, splits, pictures),
+            run,
             test,
-            title=f"{meta['model']} on {test.name}",
+            lambda model, meta: pictures.finder(model, test, meta["mean"], meta["std"]),
             similar=similar_classes(config),
-            throughput={"ms_per_step": milliseconds_a_step(run.path, config.batch_size)},
-            extra={**mask_precisions(found, targets, test.class_names), **extra},
+            more=lambda found: mask_precisions(found, targets, test.class_names),
             targets=targets,
         )
 
@@ -178,10 +163,7 @@ def make_training(
     start = first_weights(config, options)
     batches = pictures.batches(train_set, config.batch_size, train=True)
     rate = rate_of(config, batches)
-    if config.optimizer == "adamw":
-        tx = adamw(rate, weight_decay=config.weight_decay)
-    else:
-        tx = sgd(rate, momentum=0.9, weight_decay=config.weight_decay)
+    tx = optimizer_of(config, rate)
     if config.trainable_layers < len(STAGES):
         tx = freeze(tx, start.variables["params"], trainable_of(config.trainable_layers))
     targets = with_masks(val)

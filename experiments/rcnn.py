@@ -21,25 +21,23 @@ experiments/error_analysis.py compares detectors.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 import tyro
-from detection import Thresholds, evaluation_of, report
+from detection import Thresholds, evaluation_of, train_and_report
 from detection_data import load_splits, similar_classes
 from detector_init import Start, drawn_variables, start_from
 from rcnn_data import PictureFlags, Pictures, check_pictures
 from rcnn_stages import StageFlags, train_rcnn
-from training import Training, falling_rate, milliseconds_a_step, train
+from training import Training, falling_rate
+from training_flags import OptimizerFlags, RunFlags, optimizer_of
 
 from jaxvision.data import DetectionDataset
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.losses import fast_rcnn_loss, faster_rcnn_loss
 from jaxvision.losses.fast_rcnn import RoISampling
 from jaxvision.losses.rcnn import Sampling
-from jaxvision.train.checkpoint import load_checkpoint
-from jaxvision.train.optim import adamw, sgd
 from jaxvision.train.run import Run, enable_compilation_cache
 from jaxvision.types import LossFn
 from jaxvision.weights.catalog import options_needed
@@ -70,7 +68,7 @@ FREEZABLE = ("resnet18", "resnet50", "mobilenet_v3_large")
 
 
 @dataclass(frozen=True)
-class Config(StageFlags, Thresholds, PictureFlags):
+class Config(RunFlags, OptimizerFlags, StageFlags, Thresholds, PictureFlags):
     model: Literal["faster", "fast", "rcnn"] = "faster"
     backbone: Literal["resnet18", "resnet50", "resnet50_v2", "mobilenet_v3_large", "vgg16"] = (
         "resnet18"
@@ -106,20 +104,6 @@ class Config(StageFlags, Thresholds, PictureFlags):
     """Of Fast R-CNN: regions that overlap no object by as much are not learnt from."""
     epochs: int = 3
     batch_size: int = 8
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    """AdamW's, which is times the rate; for sgd, where it is L2, take 5e-4."""
-    ema_decay: float | None = 0.998
-    """Of the moving average of the weights, which is what is evaluated and kept; None: none."""
-    workers: int = 1
-    """Threads that make batches ahead of time."""
-    run_dir: Path | None = None
-    """The run folder, by default runs/rcnn/<time>."""
-    resume: bool = False
-    """Go on with the run in --run-dir, or with the newest one."""
-    log_every: int | None = None
-    """Log every so many steps, by default about five times an epoch."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -132,20 +116,14 @@ def main(config: Config) -> dict[str, Any]:
     with Run("rcnn", config, run_dir=config.run_dir, resume=config.resume) as run:
         if config.model == "rcnn":
             return train_rcnn(config, splits, run, pictures)
-        training = make_training(config, splits, pictures)
-        log_every = config.log_every or max(1, training.batches.steps_per_epoch // 5)
-        train(training, run, log_every=log_every)
-
-        model, variables, meta = load_checkpoint(run.path, "best")
         test = splits["test"]
-        return report(
-            run.path,
-            pictures.finder(model, test, meta["mean"], meta["std"])(variables),
+        return train_and_report(
+            config,
+            make_training(config, splits, pictures),
+            run,
             test,
-            title=f"{meta['model']} on {test.name}",
+            lambda model, meta: pictures.finder(model, test, meta["mean"], meta["std"]),
             similar=similar_classes(config),
-            throughput={"ms_per_step": milliseconds_a_step(run.path, config.batch_size)},
-            extra={"model": meta["model"], "seed": config.seed, "best_step": int(meta["step"])},
         )
 
 
@@ -157,10 +135,7 @@ def make_training(
     start = first_weights(config, model, options)
     batches = pictures.batches(train_set, config.batch_size, train=True)
     rate = falling_rate(config.learning_rate, config.epochs, batches)
-    if config.optimizer == "adamw":
-        tx = adamw(rate, weight_decay=config.weight_decay)
-    else:
-        tx = sgd(rate, momentum=0.9, weight_decay=config.weight_decay)
+    tx = optimizer_of(config, rate)
 
     def make_evaluation(model: nn.Module):
         finder = pictures.finder(model, val, start.mean, start.std)

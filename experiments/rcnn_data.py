@@ -37,6 +37,7 @@ class SizeFlags(Augmentation, DetectionData):
     """What the shorter side becomes where there is no --size, unless the longer one would exceed
     --longest. Such pictures are mirrored and recoloured, but not scaled."""
     longest: int = 1000
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,6 @@ class PictureFlags(SizeFlags):
     """The mode of Selective Search. What it finds is kept for each data set."""
     search_workers: int | None = None
     """Processes that search, by default two, or as many as there are processors if fewer."""
-    seed: int = 0
 
 
 class Pictures:
@@ -179,5 +179,7 @@ def check_sizes(config: SizeFlags) -> None:
 def check_pictures(config: PictureFlags) -> None:
     """Refuses the sizes and the proposals that cannot be, before any work."""
     check_sizes(config)
-    if config.num_proposals < 1 or (config.search_workers or 1) < 1:
+    if config.num_proposals < 1 or (
+        config.search_workers is not None and config.search_workers < 1
+    ):
         raise UserError("expected --num-proposals and --search-workers of at least 1")

@@ -23,7 +23,8 @@ from detector_init import Start
 from flax.traverse_util import flatten_dict, unflatten_dict
 from rcnn_data import Pictures
 from rcnn_regions import Solved, solve, write_regions
-from training import falling_rate, fit_in_run, line, milliseconds_a_step
+from training import average_decay, falling_rate, fit_in_run, line, milliseconds_a_step
+from training_flags import optimizer_of
 
 from jaxvision.data import DetectionDataset
 from jaxvision.errors import UserError
@@ -33,7 +34,6 @@ from jaxvision.models.rcnn import RCNN
 from jaxvision.train import TrainState, create_state, evaluate, make_eval_step, make_train_step
 from jaxvision.train.checkpoint import CheckpointStore, load_checkpoint
 from jaxvision.train.log import RunLog
-from jaxvision.train.optim import adamw, sgd
 from jaxvision.train.run import Run
 from jaxvision.types import Variables
 from jaxvision.weights import find_weights, load_weights
@@ -234,10 +234,7 @@ def finetune(
     batches = pictures.batches(train_set, config.batch_size, train=True)
     held_out = pictures.batches(val, min(config.batch_size, len(val)), train=False)
     rate = falling_rate(config.learning_rate, config.epochs, batches)
-    if config.optimizer == "adamw":
-        tx = adamw(rate, weight_decay=config.weight_decay)
-    else:
-        tx = sgd(rate, momentum=0.9, weight_decay=config.weight_decay)
+    tx = optimizer_of(config, rate)
     loss_fn = region_classification_loss(
         network,
         crop_size=model.crop_size,
@@ -266,7 +263,7 @@ def finetune(
     return fit_in_run(
         run,
         create_state(start.variables, tx, ema=config.ema_decay is not None),
-        make_train_step(loss_fn, tx, seed=config.seed, ema_decay=config.ema_decay),
+        make_train_step(loss_fn, tx, seed=config.seed, ema_decay=average_decay(config.ema_decay)),
         batches,
         batches=batches,
         epochs=config.epochs,

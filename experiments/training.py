@@ -81,7 +81,7 @@ def train(training: Training, run: Run, *, log_every: int) -> None:
         training.make_loss(model),
         training.tx,
         seed=training.seed,
-        ema_decay=None if training.ema_decay is None else rising_decay(training.ema_decay),
+        ema_decay=average_decay(training.ema_decay),
         select=data.select if resident else None,
     )
     state = create_state(variables, training.tx, ema=training.ema_decay is not None)
@@ -160,6 +160,11 @@ def fit_in_run(
         print(f"  {run.resume_command()}")
         raise SystemExit(128 + result.stopped_by)
     return result.state
+
+
+def average_decay(ema_decay: float | None) -> Schedule | None:
+    """Returns the decay of the weights' moving average at each step, which ends at `ema_decay`."""
+    return None if ema_decay is None else rising_decay(ema_decay)
 
 
 def falling_rate(learning_rate: float, epochs: int, batches: Any) -> Schedule:

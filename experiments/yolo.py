@@ -18,15 +18,15 @@ which experiments/error_analysis.py compares two detectors.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 import tyro
 from augmentation import Augmentation, augment, check_augmentation
-from detection import Finder, Thresholds, evaluation_of, report
+from detection import Finder, Thresholds, evaluation_of, train_and_report
 from detection_data import DetectionData, load_splits, similar_classes
-from training import Training, falling_rate, milliseconds_a_step, train
+from training import Training, falling_rate
+from training_flags import OptimizerFlags, RunFlags, optimizer_of
 
 from jaxvision.data import (
     DetectionBatches,
@@ -39,8 +39,6 @@ from jaxvision.data.detection_geometry import GREY
 from jaxvision.data.detection_transforms import PlacementTransform
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.losses import yolov1_loss, yolox_loss
-from jaxvision.train.checkpoint import load_checkpoint
-from jaxvision.train.optim import adamw, sgd
 from jaxvision.train.run import Run, enable_compilation_cache
 from jaxvision.types import LossFn
 from jaxvision.weights import find_weights, load_weights
@@ -50,7 +48,7 @@ MEAN, STD = 0.5, 0.25
 
 
 @dataclass(frozen=True)
-class Config(Thresholds, Augmentation, DetectionData):
+class Config(RunFlags, OptimizerFlags, Thresholds, Augmentation, DetectionData):
     model: str = "yolov1_tiny"
     """yolov1, fast_yolov1, yolov1_tiny, or yolox_nano, _tiny, _s, _m, _l, _x, _darknet53."""
     init: str | None = None
@@ -68,45 +66,25 @@ class Config(Thresholds, Augmentation, DetectionData):
     """The side of the square that pictures are fitted into."""
     epochs: int = 8
     batch_size: int = 16
-    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    """AdamW's, which is times the rate; for sgd, where it is L2, take 5e-4."""
-    ema_decay: float | None = 0.998
-    """Of the moving average of the weights, which is what is evaluated and kept; None: none."""
     mosaic: float = 0.0
     """The probability that four pictures are joined in one."""
     multi_scale: tuple[int, ...] = ()
     """Sizes, one of which is drawn for every ten steps."""
-    workers: int = 1
-    """Threads that make batches ahead of time."""
-    seed: int = 0
-    run_dir: Path | None = None
-    """The run folder, by default runs/yolo/<time>."""
-    resume: bool = False
-    """Go on with the run in --run-dir, or with the newest one."""
-    log_every: int | None = None
-    """Log every so many steps, by default about five times an epoch."""
 
 
 def main(config: Config) -> dict[str, Any]:
     check(config)
     splits = load_splits(config)
+    test = splits["test"]
     with Run("yolo", config, run_dir=config.run_dir, resume=config.resume) as run:
-        training = make_training(config, splits)
-        log_every = config.log_every or max(1, training.batches.steps_per_epoch // 5)
-        train(training, run, log_every=log_every)
-
-        model, variables, meta = load_checkpoint(run.path, "best")
-        test = splits["test"]
-        return report(
-            run.path,
-            make_finder(config, model, test)(variables),
+        return train_and_report(
+            config,
+            make_training(config, splits),
+            run,
             test,
-            title=f"{config.model} on {test.name}",
+            lambda model, meta: make_finder(config, model, test),
             similar=similar_classes(config),
-            throughput={"ms_per_step": milliseconds_a_step(run.path, config.batch_size)},
-            extra={"model": config.model, "seed": config.seed, "best_step": int(meta["step"])},
         )
 
 
@@ -127,10 +105,7 @@ def make_training(config: Config, splits: dict[str, DetectionDataset]) -> Traini
         drop_last=True,
     )
     rate = falling_rate(config.learning_rate, config.epochs, batches)
-    if config.optimizer == "adamw":
-        tx = adamw(rate, weight_decay=config.weight_decay)
-    else:
-        tx = sgd(rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+    tx = optimizer_of(config, rate, nesterov=True)
     initial = None
     if config.init is not None:
         initial = load_weights(config.model, config.init, seed=config.seed, **options)
