@@ -13,7 +13,7 @@ PARITY_PYTHON ?= $(shell sh .ci/find-python 3.11 3.12 3.13)
 VENV ?= .venv
 PARITY_VENV ?= .venv-parity
 DEMO_RUN ?= runs/demo
-PYTEST = -m pytest -n $(shell nproc 2>/dev/null || echo 2) --dist loadfile
+PYTEST = -m pytest -n $(shell nproc 2>/dev/null || echo 2) --dist worksteal
 
 .PHONY: help install demo test check lint suite parity parity-all format clean
 

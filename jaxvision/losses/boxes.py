@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jaxvision.ops.iou import aspect_penalty, distance_iou, generalized_iou
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array
 
 
@@ -24,7 +25,7 @@ def smooth_l1(errors: Float[Array, "*n"], beta: int | float = 1.0) -> Float[Arra
     if beta < 0:
         raise ValueError(f"expected beta of at least 0, got {beta}")
     errors = jnp.asarray(errors)
-    errors = errors.astype(jnp.promote_types(errors.dtype, jnp.float32))
+    errors = at_least_float32(errors)
     size = errors * jnp.sign(errors)  # the gradient of abs is 1 at 0, and so in all padding
     if beta == 0:
         return size

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxvision.losses.forward import forward
 from jaxvision.metrics import accuracy
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Batch, LossFn
 
 
@@ -31,7 +32,7 @@ def cross_entropy(
     """
     if valid is None:
         valid = jnp.ones(labels.shape[:1], bool)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = at_least_float32(logits)
     logits = jnp.where(valid[:, None], logits, 0.0)
     if labels.ndim == 2:
         shares = jnp.where(valid[:, None], labels, 0.0)

@@ -26,6 +26,7 @@ from jaxvision.ops.matching import (
     match_every_object,
     match_places,
 )
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.ops.rcnn import BOX_WEIGHTS
 from jaxvision.types import Array, Batch, LossFn
 
@@ -89,7 +90,7 @@ def retinanet_terms(
     count = jnp.maximum(foreground.sum(), 1)
     class_sum = _focal_sum(class_logits, foreground, classes, considered)
     # Zeros where there is no object, so that no NaN gets into the gradient.
-    deltas = jnp.where(foreground[:, None], _float32(box_deltas), 0.0)
+    deltas = jnp.where(foreground[:, None], at_least_float32(box_deltas), 0.0)
     if box_loss == "giou":
         losses = generalized_box_iou_loss(decode_boxes(deltas, anchors), boxes, foreground)
     else:
@@ -160,13 +161,13 @@ def fcos_terms(
     """
     foreground, classes, boxes, considered = targets
     class_sum = _focal_sum(class_logits, foreground, classes, considered)
-    distances = jnp.where(foreground[:, None], _float32(distances), 0.0)
+    distances = jnp.where(foreground[:, None], at_least_float32(distances), 0.0)
     box_losses = generalized_box_iou_loss(decode_distances(distances, squares), boxes, foreground)
     x1, y1, x2, y2 = corners(squares)
     x, y = 0.5 * (x1 + x2), 0.5 * (y1 + y2)
     left, up, right, down = corners(boxes)
     wanted = jnp.sqrt(_evenness(x - left, right - x) * _evenness(y - up, down - y))
-    logits = _float32(jnp.where(foreground, centerness, 0.0))
+    logits = at_least_float32(jnp.where(foreground, centerness, 0.0))
     losses = optax.sigmoid_binary_cross_entropy(logits, wanted.astype(logits.dtype))
     return class_sum, box_losses.sum(), jnp.sum(losses, where=foreground)
 
@@ -226,9 +227,11 @@ def ssd_terms(
     """
     foreground, classes, boxes, _ = targets
     wanted = jnp.where(foreground[:, None], encode_boxes(boxes, default_boxes, BOX_WEIGHTS), 0.0)
-    deltas = jnp.where(foreground[:, None], _float32(box_deltas), 0.0)
+    deltas = jnp.where(foreground[:, None], at_least_float32(box_deltas), 0.0)
     box_sum = smooth_l1(deltas - wanted, beta=1).sum()
-    losses = optax.softmax_cross_entropy_with_integer_labels(_float32(class_logits), classes)
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        at_least_float32(class_logits), classes
+    )
     hardness = jnp.where(foreground, -jnp.inf, jax.lax.stop_gradient(losses))
     rank = jnp.argsort(jnp.argsort(-hardness))
     hard = (rank < NEGATIVES * foreground.sum()) & ~foreground
@@ -313,7 +316,7 @@ def _per_foreground(names, sums, counts, scenes: Scenes) -> Terms:
 
 
 def _focal_sum(class_logits, foreground, classes, considered):
-    logits = _float32(jnp.where(considered[:, None], class_logits, 0.0))
+    logits = at_least_float32(jnp.where(considered[:, None], class_logits, 0.0))
     columns = jnp.arange(logits.shape[1])[None, :]
     right = (columns == classes[:, None]) & foreground[:, None]
     losses = sigmoid_focal_loss(logits, right.astype(logits.dtype))
@@ -325,7 +328,3 @@ def _evenness(one, other):
     inside = (one > 0) & (other > 0)
     one, other = (jnp.where(inside, each, 1.0) for each in (one, other))
     return jnp.minimum(one, other) / jnp.maximum(one, other)
-
-
-def _float32(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array
 
 
@@ -26,7 +27,7 @@ def sigmoid_focal_loss(
     [0.04332, 0.0, 2.90618]
     """
     logits = jnp.asarray(logits)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = at_least_float32(logits)
     p = jax.nn.sigmoid(logits)
     wrong = p * (1 - targets) + (1 - p) * targets
     losses = optax.sigmoid_binary_cross_entropy(logits, targets)

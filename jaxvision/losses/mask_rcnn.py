@@ -22,6 +22,7 @@ from jaxvision.losses.rcnn import (
     faster_rcnn_pass,
 )
 from jaxvision.ops.masks import crop_masks
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array, Batch, LossFn
 
 
@@ -45,7 +46,7 @@ def mask_head_loss(
     index = classes[..., None, None, None]
     own = jnp.take_along_axis(mask_logits, index, axis=-1)[..., 0]
     where = valid[..., None, None]
-    own = _float32(jnp.where(where, own, 0.0))
+    own = at_least_float32(jnp.where(where, own, 0.0))
     losses = optax.sigmoid_binary_cross_entropy(own, jnp.where(where, targets, 0.0))
     pixels = losses.shape[-1] * losses.shape[-2]
     return jnp.sum(losses, where=where) / (jnp.maximum(valid.sum(), 1) * pixels)
@@ -91,7 +92,7 @@ def keypoint_head_loss(
     """
     *n, s, _, p = keypoint_logits.shape
     logits = jnp.moveaxis(keypoint_logits.reshape(*n, s * s, p), -1, -2)
-    logits = _float32(jnp.where(valid[..., None], logits, 0.0))
+    logits = at_least_float32(jnp.where(valid[..., None], logits, 0.0))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, cells)
     return jnp.sum(losses, where=valid) / jnp.maximum(valid.sum(), 1)
 
@@ -186,7 +187,3 @@ def _at_least_one(of_objects: Array) -> Array:
     if of_objects.shape[1]:
         return of_objects
     return jnp.zeros((of_objects.shape[0], 1, *of_objects.shape[2:]), of_objects.dtype)
-
-
-def _float32(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -21,6 +21,7 @@ from jaxvision.losses.objects import pictures_and_objects, usable_objects
 from jaxvision.ops.boxes import encode_boxes
 from jaxvision.ops.iou import box_iou
 from jaxvision.ops.matching import BELOW_LOW_THRESHOLD, match, sample_balanced
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.ops.rcnn import BOX_WEIGHTS
 from jaxvision.types import Array, Batch, LossFn, Metrics
 
@@ -101,9 +102,9 @@ def rpn_loss(
     [0.6931, 0.0]
     """
     count = jnp.maximum(valid.sum(), 1)
-    logits = _float32(jnp.where(valid, objectness, 0.0))
+    logits = at_least_float32(jnp.where(valid, objectness, 0.0))
     losses = optax.sigmoid_binary_cross_entropy(logits, positive.astype(logits.dtype))
-    errors = jnp.where((valid & positive)[..., None], _float32(deltas) - target_deltas, 0.0)
+    errors = jnp.where((valid & positive)[..., None], at_least_float32(deltas) - target_deltas, 0.0)
     return jnp.sum(losses, where=valid) / count, smooth_l1(errors, BETA).sum() / count
 
 
@@ -173,10 +174,10 @@ def box_head_loss(
     [0.6931, 7.7778]
     """
     count = jnp.maximum(valid.sum(), 1)
-    logits = _float32(jnp.where(valid[..., None], class_logits, 0.0))
+    logits = at_least_float32(jnp.where(valid[..., None], class_logits, 0.0))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
     index = classes[..., None, None]
-    deltas = jnp.take_along_axis(_float32(box_deltas), index, axis=-2)[..., 0, :]
+    deltas = jnp.take_along_axis(at_least_float32(box_deltas), index, axis=-2)[..., 0, :]
     foreground = (valid & (classes > 0))[..., None]
     errors = jnp.where(foreground, deltas - target_deltas, 0.0)
     return jnp.sum(losses, where=valid) / count, smooth_l1(errors, BETA).sum() / count
@@ -311,7 +312,3 @@ def faster_rcnn_loss(
         return loss, (passed.batch_stats, {"loss": loss, **passed.terms})
 
     return loss_fn
-
-
-def _float32(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

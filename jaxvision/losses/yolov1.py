@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int32
 from jaxvision.losses.forward import forward
 from jaxvision.ops.iou import intersection_and_union
 from jaxvision.ops.matching import assign_to_cells
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.ops.yolov1 import CellPredictions, cell_boxes, split_yolov1
 from jaxvision.types import Array, Batch, LossFn
 
@@ -165,7 +166,7 @@ def yolov1_loss(
             model, params, batch_stats, batch, key, train=train, mean=mean, std=std
         )
         b, rows, columns, _ = outputs.shape
-        outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+        outputs = at_least_float32(outputs)
         valid = jnp.asarray(batch["valid"]) if "valid" in batch else jnp.ones(b, bool)
         outputs = jnp.where(valid[:, None, None, None], outputs, 0.0)
         boxes, labels = jnp.asarray(batch["boxes"]), jnp.asarray(batch["labels"])

@@ -19,6 +19,7 @@ from jaxvision.models.mobilenet_v3 import LARGE
 from jaxvision.models.ssdlite_features import NORMAL, SSDLiteFeatures
 from jaxvision.ops import max_pool
 from jaxvision.ops.anchors import default_boxes
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array
 
 XAVIER = {"kernel_init": nn.initializers.xavier_uniform(), "bias_init": nn.initializers.zeros}
@@ -142,7 +143,7 @@ def unit_length(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
     >>> [round(float(x), 3) for x in unit_length(jnp.array([[3.0, 4.0], [0.0, 0.0]])).ravel()]
     [0.6, 0.8, 0.0, 0.0]
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = at_least_float32(x)
     squares = jnp.square(x).sum(axis=-1, keepdims=True)
     norm = jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
     return x / jnp.maximum(norm, 1e-12)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array
 
 Size = tuple[int | float | Array, int | float | Array]
@@ -256,7 +257,7 @@ def rotate_boxes(
 def corners(boxes: Float[Array, "*n 4"]) -> tuple[Array, Array, Array, Array]:
     """Returns the four numbers of each box apart, in float32 or better."""
     boxes = jnp.asarray(boxes)
-    boxes = boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
+    boxes = at_least_float32(boxes)
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from jaxvision.ops.precision import at_least_float32
+
 
 def normalize_images(
     images: Num[Array, "*b h w c"],
@@ -29,7 +31,7 @@ def normalize_images(
         if images.dtype != jnp.uint8:
             raise TypeError(f"expected uint8 or float images, got {images.dtype}")
         images = images.astype(jnp.float32) / 255
-    images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+    images = at_least_float32(images)
     mean = jnp.broadcast_to(jnp.asarray(mean, images.dtype), images.shape)
     std = jnp.broadcast_to(jnp.asarray(std, images.dtype), images.shape)
     return (images - mean) / std

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int32
 
 from jaxvision.ops.boxes import Size, clip_boxes, corners, decode_boxes
 from jaxvision.ops.detections import suppress
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.ops.rcnn import BOX_WEIGHTS
 from jaxvision.types import Array, PaddedDetections
 
@@ -46,8 +47,8 @@ def decode_retinanet(
     boxes, scores, labels = [], [], []
     for logits, deltas, of_level in zip(class_logits, box_deltas, anchors, strict=True):
         # By their logits, which are in the same order, and fewer have to be made probabilities.
-        best, index, label = best_pairs(_float32(logits)[:, 1:], max_candidates)
-        moved = decode_boxes(_float32(deltas[index]), jnp.asarray(of_level)[index])
+        best, index, label = best_pairs(at_least_float32(logits)[:, 1:], max_candidates)
+        moved = decode_boxes(at_least_float32(deltas[index]), jnp.asarray(of_level)[index])
         boxes.append(clip_boxes(moved, size))
         scores.append(jax.nn.sigmoid(best))
         labels.append(label)
@@ -82,10 +83,10 @@ def decode_fcos(
     boxes, scores, labels = [], [], []
     levels = zip(class_logits, distances, centerness, anchors, strict=True)
     for logits, of_places, middle, of_level in levels:
-        probabilities = jax.nn.sigmoid(_float32(logits)[:, 1:])
-        both = jnp.sqrt(probabilities * jax.nn.sigmoid(_float32(middle))[:, None])
+        probabilities = jax.nn.sigmoid(at_least_float32(logits)[:, 1:])
+        both = jnp.sqrt(probabilities * jax.nn.sigmoid(at_least_float32(middle))[:, None])
         best, index, label = best_pairs(both, max_candidates)
-        found = decode_distances(_float32(of_places[index]), jnp.asarray(of_level)[index])
+        found = decode_distances(at_least_float32(of_places[index]), jnp.asarray(of_level)[index])
         boxes.append(clip_boxes(found, size))
         scores.append(best)
         labels.append(label)
@@ -118,9 +119,9 @@ def decode_ssd(
     ([1, 0, 0], [0.909, 0.045, 0.0])
     """
     boxes = clip_boxes(
-        decode_boxes(_float32(box_deltas), jnp.asarray(default_boxes), BOX_WEIGHTS), size
+        decode_boxes(at_least_float32(box_deltas), jnp.asarray(default_boxes), BOX_WEIGHTS), size
     )
-    probabilities = jax.nn.softmax(_float32(class_logits), axis=-1)[:, 1:]
+    probabilities = jax.nn.softmax(at_least_float32(class_logits), axis=-1)[:, 1:]
     n, k = probabilities.shape
     count = min(max_candidates, n)
     scores, index = jax.lax.top_k(probabilities.T, count)
@@ -165,7 +166,3 @@ def decode_distances(
     left, up, right, down = corners(distances)
     boxes = jnp.stack([x - left * w, y - up * h, x + right * w, y + down * h], axis=-1)
     return boxes.astype(jnp.promote_types(distances.dtype, anchors.dtype))
-
-
-def _float32(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
 from jaxvision.ops.boxes import Size, corners
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array
 
 BELOW_LOW_THRESHOLD = -1
@@ -51,7 +52,7 @@ def match(
     m, n = iou.shape
     if m == 0:
         return jnp.full(n, BELOW_LOW_THRESHOLD, jnp.int32)
-    iou = iou.astype(jnp.promote_types(iou.dtype, jnp.float32))
+    iou = at_least_float32(iou)
     # Not NaN itself, because XLA's CPU code for a maximum loses it here and there under vmap.
     iou = jnp.where(jnp.isnan(iou), jnp.inf, iou)
     if valid is not None:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int32, Integer
 
 from jaxvision.ops.boxes import corners
 from jaxvision.ops.iou import overlap, unfused
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array
 
 
@@ -110,7 +111,7 @@ def soft_nms(
     if n == 0:
         nothing = jnp.zeros(max_outputs)
         return nothing.astype(jnp.int32), nothing, nothing.astype(bool)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = at_least_float32(scores)
     usable = jnp.isfinite(scores) if valid is None else valid & jnp.isfinite(scores)
     usable &= jnp.isfinite(boxes).all(axis=1)
     scores, boxes = jnp.where(usable, scores, 0), jnp.where(usable[:, None], boxes, 0)
@@ -252,7 +253,7 @@ def _suppresses(these: _Boxes, others: _Boxes, threshold):
 
 def _order(scores, valid):
     """Returns the boxes by descending score, NaN first, equal ones as they came, padding last."""
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = at_least_float32(scores)
     integer = jnp.int32 if scores.dtype == jnp.float32 else jnp.int64
     # Floats are ordered as their bits are, but for the sign: negative ones the other way round. Of
     # the two zeros one would be larger; a comparison with 0 would hit the subnormal numbers too.

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxvision.ops.precision import at_least_float32
+
 _VALID_ROWS: ContextVar[jax.Array | None] = ContextVar("valid_rows", default=None)
 
 
@@ -74,10 +76,6 @@ def normalize_by(
     return (x * _row(factor, x) + _row(bias - mean * factor, x)).astype(x.dtype)
 
 
-def _at_least_float32(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _row(channels, x):
     return channels.reshape(*(1,) * (x.ndim - 1), -1)
 
@@ -93,7 +91,7 @@ def _batch_norm(x, scale, bias, weights, count, eps):
 
 
 def _forward(x, scale, bias, weights, count, eps):
-    x32 = _at_least_float32(x)
+    x32 = at_least_float32(x)
     mean = _sum(x32, weights) / count
     var = _sum(jnp.square(x32 - _row(mean, x)), weights) / count
     y = normalize_by(x32, mean, var, scale, bias, eps).astype(x.dtype)
@@ -105,8 +103,8 @@ def _backward(eps, residuals, cotangents):
     x, scale, weights, count, mean, var = residuals
     dy, dmean, dvar = cotangents
     rstd = jax.lax.rsqrt(var + eps)
-    centred = _at_least_float32(x) - _row(mean, x)
-    dy32 = _at_least_float32(dy)
+    centred = at_least_float32(x) - _row(mean, x)
+    dy32 = at_least_float32(dy)
     if weights is not None:
         # Nobody looks at what became of the other rows, and they may hold NaN.
         dy32, centred = jnp.where(weights, dy32, 0), jnp.where(weights, centred, 0)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from jaxvision.ops.boxes import Size, boxes_at_least, clip_boxes, decode_boxes
 from jaxvision.ops.detections import suppress
 from jaxvision.ops.nms import batched_nms
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array, PaddedDetections
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -62,8 +63,8 @@ def select_proposals(
     per_level = zip(objectness, deltas, anchors, strict=True)
     for level, (level_logits, level_deltas, level_anchors) in enumerate(per_level):
         count = min(pre_nms_top_n, len(level_logits))
-        best, index = jax.lax.top_k(jax.lax.stop_gradient(_float32(level_logits)), count)
-        moved = jax.lax.stop_gradient(_float32(level_deltas[index]))
+        best, index = jax.lax.top_k(jax.lax.stop_gradient(at_least_float32(level_logits)), count)
+        moved = jax.lax.stop_gradient(at_least_float32(level_deltas[index]))
         boxes.append(decode_boxes(moved, jnp.asarray(level_anchors)[index]))
         logits.append(best)
         levels.append(np.full(count, level, np.int32))
@@ -104,13 +105,13 @@ def decode_rcnn(
     >>> found.boxes[0].tolist(), found.valid.tolist()
     ([1.0, 2.0, 5.0, 8.0], [True, False])
     """
-    scores = jax.nn.softmax(_float32(class_logits), axis=-1)[:, 1:]
+    scores = jax.nn.softmax(at_least_float32(class_logits), axis=-1)[:, 1:]
     # Probabilities add up to one: only so many of a RoI's can be above the threshold.
     count = scores.shape[1]
     if score_threshold > 0:
         count = min(count, math.ceil(1 / score_threshold))
     scores, labels = jax.lax.top_k(scores, count)
-    deltas = jnp.take_along_axis(_float32(box_deltas)[:, 1:], labels[..., None], axis=1)
+    deltas = jnp.take_along_axis(at_least_float32(box_deltas)[:, 1:], labels[..., None], axis=1)
     found = clip_boxes(decode_boxes(deltas, boxes[:, None], BOX_WEIGHTS), size)
     usable = (scores > score_threshold) & boxes_at_least(found, min_size)
     if valid is not None:
@@ -149,8 +150,8 @@ def decode_regions(
     ([1, 0], [True, False], 0.731)
     """
     n, k = margins.shape
-    scores = jax.nn.sigmoid(_float32(margins))
-    moved = clip_boxes(decode_boxes(_float32(box_deltas), boxes[:, None]), size)
+    scores = jax.nn.sigmoid(at_least_float32(margins))
+    moved = clip_boxes(decode_boxes(at_least_float32(box_deltas), boxes[:, None]), size)
     usable = (scores > score_threshold) & boxes_at_least(moved, min_size)
     if valid is not None:
         usable &= valid[:, None]
@@ -164,7 +165,3 @@ def decode_regions(
         iou_threshold,
         max_detections,
     )
-
-
-def _float32(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

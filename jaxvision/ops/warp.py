@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from jaxvision.ops.boxes import Size, corners
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array
 
 
@@ -43,7 +44,7 @@ def warp_rois(
     x1, y1, x2, y2 = corners(jnp.where(usable[:, None], boxes, 0.0))
     rows = _taps(y1, y2, output_size, padding, height)
     columns = _taps(x1, x2, output_size, padding, width)
-    pixels = image.astype(jnp.promote_types(image.dtype, jnp.float32))
+    pixels = at_least_float32(image)
     # Along the columns in the upper and in the lower row, and then from the one to the other.
     upper, lower = (
         _blend(

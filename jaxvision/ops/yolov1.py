@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxvision.ops.boxes import Size
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array
 
 
@@ -48,7 +49,7 @@ def split_yolov1(
             f"expected 5 numbers a box and 1 a class in each cell, got {channels} for "
             f"{num_classes} classes"
         )
-    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    outputs = at_least_float32(outputs)
     boxes = outputs[..., : 5 * num_boxes].reshape(*leading, num_boxes, 5)
     classes = outputs[..., 5 * num_boxes :]
     if bounded:

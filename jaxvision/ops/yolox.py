@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array
 
 
@@ -39,7 +40,7 @@ def join_levels(outputs: Sequence[Float[Array, "b _ _ c"]]) -> Float[Array, "b n
     (1, 5, 6)
     """
     flat = jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in outputs], axis=1)
-    return flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    return at_least_float32(flat)
 
 
 def grid_cells(
