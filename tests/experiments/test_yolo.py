@@ -145,6 +145,15 @@ def test_a_folder_of_ones_own(yolo, config, tmp_path):
     assert meta["class_names"] == list(scenes["train"].class_names)
 
 
+def test_to_overfit_is_to_be_measured_by_the_training_pictures(yolo, config):
+    splits = yolo.load_splits(dataclasses.replace(config, overfit=True))
+    assert set(splits) == {"train", "val", "test"}
+    assert all(split is splits["train"] for split in splits.values())
+    apart = yolo.load_splits(config)
+    assert len(apart["train"]) == len(splits["train"]) == config.num_train
+    assert len(apart["val"]) == config.num_val
+
+
 def test_yolox_is_another_flag(yolo, config):
     """Without compiling it, which takes a minute: tests/losses and tests/models do."""
     config = dataclasses.replace(config, model="yolox_tiny", width=0.1875)

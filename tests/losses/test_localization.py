@@ -234,3 +234,27 @@ def test_padded_pictures_change_neither_loss_nor_gradient_nor_statistics(poison)
         results.append(grad(variables["params"], variables["batch_stats"], padded, KEY))
     jax.tree.map(np.testing.assert_array_equal, *results)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(results[1]))
+
+
+def test_a_picture_whose_object_was_cut_away_adds_nothing():
+    """Its picture is still one of those that batch normalisation sees."""
+    _, loss_fn, variables = built(mean=0.4, std=0.2)
+    batch = task_batch()
+    del batch["valid"]
+    there = np.array([[True, True], [False, False], *[[True, True]] * 4])
+    poisoned = {**batch, "boxes": np.where(there[..., None], batch["boxes"], np.nan)}
+    wanted, _ = loss_fn(
+        variables["params"],
+        variables["batch_stats"],
+        {**batch, "valid": there[:, 0]},
+        KEY,
+        train=False,
+    )
+    found, _ = loss_fn(
+        variables["params"],
+        variables["batch_stats"],
+        {**poisoned, "box_valid": there},
+        KEY,
+        train=False,
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)

@@ -152,6 +152,15 @@ def test_margins_decide_the_order_of_detections():
     assert found.boxes[:2].tolist() == [boxes[1].tolist()] * 2
 
 
+@pytest.mark.parametrize(("options", "kept"), [({}, 1), ({"iou_threshold": 0.5}, 2)])
+def test_less_overlap_suppresses_than_in_later_detectors(options, kept):
+    """As the paper has it: an IoU above 0.3; these two have one of 0.43."""
+    boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [4.0, 0.0, 14.0, 10.0]])
+    margins, deltas = jnp.array([[2.0], [1.0]]), jnp.zeros((2, 1, 4))
+    found = decode_regions(margins, deltas, boxes, (20, 20), max_detections=4, **options)
+    assert int(found.valid.sum()) == kept
+
+
 def test_a_network_without_maps_is_refused():
     model = get_model("rcnn", num_classes=3, backbone="mlp", crop_size=8)
     with pytest.raises(ValueError, match="expected a backbone with maps, got MLP"):
