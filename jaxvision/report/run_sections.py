@@ -44,6 +44,16 @@ class Metric:
 Curve = tuple[Callable[[Sequence[Record]], Any], str, Sequence[str]]
 """(draws the records, what the figure is called, the metrics of which it needs one)."""
 
+ACRONYMS = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "coco": "COCO",
+    "iou": "IoU",
+    "rpn": "RPN",
+    "voc07": "VOC07",
+}
+"""Words of metrics' names that are not written as other words are."""
+
 
 def result_section(
     config: Mapping[str, Any],
@@ -118,9 +128,8 @@ def curves_of(records: Sequence[Record]) -> list[Curve]:
 
 
 def _curve(keys: Mapping[str, str], name: str) -> Curve:
-    label = name.replace("_", " ")
-    label = label.capitalize() if label.islower() else label  # "Box loss", but "mAP"
-    label = label.replace(" iou", " IoU")
+    first, *rest = (ACRONYMS.get(word, word) for word in name.split("_"))
+    label = " ".join([first.capitalize() if first.islower() else first, *rest])
     draw = partial(plots.metric_curves, keys=keys, ylabel=label)
     return draw, f"{label} by step", tuple(keys.values())
 

@@ -149,3 +149,12 @@ def test_a_mistake_shows_the_detection_and_what_decided_it():
     alone = draw_mistake(IMAGES[0], TARGETS[0], -1, PREDICTIONS[0], 1, NAMES)
     assert not (alone == coat).all(axis=-1).any()
     assert (alone == shirt).all(axis=-1).any()
+
+
+def test_curves_are_called_what_people_call_their_metrics(tmp_path):
+    names = {"coco_ap": "COCO AP", "mask_ap50": "Mask AP50", "mAP50_voc07": "mAP50 VOC07"}
+    names |= {"loss_rpn_box_reg": "Loss RPN box reg", "iou": "IoU"}
+    records = [*RECORDS, {"step": 50, "epoch": 1, **{f"val/{key}": 0.5 for key in names}}]
+    document, _ = write(tmp_path, records=records)
+    for name in names.values():
+        assert f'aria-label="{name} by step"' in document
