@@ -61,7 +61,7 @@ def draw_objectness(
         row_of, column_of = np.arange(height) * h // height, np.arange(width) * w // width
         panels = {}
         for k, (x1, y1, x2, y2) in enumerate(shapes):
-            title = f"{x2 - x1:.0f} x {y2 - y1:.0f}, {h} x {w} cells"
+            title = f"{x2 - x1:.0f} x {y2 - y1:.0f}"
             seen = heat_map(maps[row_of][:, column_of, k], 0.0, 1.0)
             panels[title] = (0.35 * enlarge(image, scale) + 0.65 * seen).astype(np.uint8)
         rows.append(draw_panels(panels))

@@ -108,7 +108,9 @@ def _objectness_section(image, steps: Steps, seen: Look) -> Section:
     anchors = model.apply({}, seen.features, method=model.anchors)
     grids = [level.shape[1:3] for level in seen.features]
     rows = draw_objectness(probabilities, anchors, grids, np.asarray(image))
-    captions = [[f"level {i + 1} of {len(rows)}"] for i in range(len(rows))]
+    captions = [
+        [f"level {i} of {len(rows)}: {h} x {w} places"] for i, (h, w) in enumerate(grids, start=1)
+    ]
     words = (
         "What the proposal network says of each place of each map, one picture for each anchor, of "
         "which the title has width and height: yellow where there is an object of about that shape."
