@@ -42,8 +42,9 @@ class Thresholds:
 
     score_threshold: float = 0.005
     """Boxes of a lower score are left out: average precision wants many."""
-    iou_threshold: float = 0.5
-    """Of two boxes of a class that overlap by more, the better one stays."""
+    iou_threshold: float | None = None
+    """Of two boxes of a class that overlap by more, the better one stays; by default as the
+    detector is used to: 0.5, R-CNN 0.3, SSD 0.45, SSDlite 0.55, FCOS 0.6."""
     max_detections: int = 100
     """At most so many boxes a picture."""
 

@@ -20,7 +20,7 @@ the checkpoints, metrics.jsonl, report.html, result.json and predictions.npz, fr
 experiments/error_analysis.py compares detectors.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -109,10 +109,7 @@ class Config(RunFlags, OptimizerFlags, StageFlags, Thresholds, PictureFlags):
 def main(config: Config) -> dict[str, Any]:
     check(config)
     splits = load_splits(config)
-    thresholds, own = config, config.model == "faster"
-    if config.model == "rcnn":
-        thresholds = replace(config, iou_threshold=config.svm_iou_threshold)
-    pictures = Pictures(config, thresholds, with_proposals=not own)
+    pictures = Pictures(config, config, with_proposals=config.model != "faster")
     with Run("rcnn", config, run_dir=config.run_dir, resume=config.resume) as run:
         if config.model == "rcnn":
             return train_rcnn(config, splits, run, pictures)

@@ -34,7 +34,7 @@ from rcnn_steps import NAMES, STEPS, Steps
 from jaxvision.data import DetectionDataset
 from jaxvision.data.selective_search import selective_search
 from jaxvision.errors import UserError, exit_on_user_error
-from jaxvision.models.detection import Selection
+from jaxvision.models.selection import selection_of
 from jaxvision.report import write_page
 from jaxvision.train.checkpoint import load_checkpoint
 from jaxvision.train.run import Run, enable_compilation_cache, read_config
@@ -149,9 +149,8 @@ def flags_of(config: Config, runs: Mapping[str, Path]) -> PictureFlags:
 def taken_apart(config: Config, run: Path) -> Steps:
     model, variables, meta = load_checkpoint(run, "best")
     stored = read_config(run)
-    of_rcnn = stored["model"] == "rcnn"
-    iou_threshold = stored["svm_iou_threshold" if of_rcnn else "iou_threshold"]
-    selection = Selection(config.score_threshold, iou_threshold, stored["max_detections"])
+    thresholds = {name: stored[name] for name in ("iou_threshold", "max_detections")}
+    selection = selection_of(model, score_threshold=config.score_threshold, **thresholds)
     return Steps(model, variables, meta, selection)
 
 

@@ -66,8 +66,6 @@ class StageFlags:
     """What a region on the wrong side costs an SVM: the less, the simpler it is."""
     svm_rounds: int = 10
     """Times that hard negatives are looked for, at most."""
-    svm_iou_threshold: float = 0.3
-    """R-CNN's, in place of --iou-threshold."""
     box_penalty: float = 1000.0
     """Lambda of the ridge regression of the boxes."""
 

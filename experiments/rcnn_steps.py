@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvision.models.detection import Selection
 from jaxvision.models.fast_rcnn import FastRCNN
 from jaxvision.models.faster_rcnn import FasterRCNN
 from jaxvision.models.rcnn import RCNN, describe_regions, score_regions
+from jaxvision.models.selection import Selection
 from jaxvision.ops import clip_boxes, decode_boxes, normalize_images
 from jaxvision.ops.rcnn import BOX_WEIGHTS, Proposals, decode_rcnn, decode_regions
 from jaxvision.types import PaddedDetections

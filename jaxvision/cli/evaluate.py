@@ -51,8 +51,9 @@ class Evaluate:
     """At most so many pictures, by default as many as the run was told, or all."""
     score_threshold: float = 0.005
     """Of a detector: objects of a lower score do not count. Average precision wants many."""
-    iou_threshold: float = 0.5
-    """Of a detector: of two boxes of a class that overlap by more, the better one stays."""
+    iou_threshold: float | None = None
+    """Of a detector: of two boxes of a class that overlap by more, the better one stays; by
+    default as it is used to, mostly 0.5."""
     max_detections: int = 100
     """Of a detector, at most so many objects a picture."""
     flip: bool = False

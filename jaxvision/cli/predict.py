@@ -42,10 +42,11 @@ class Predict:
     """Of a classifier, show so many of the most probable classes."""
     threshold: float = 0.3
     """Of a detector, leave out objects of a lower score."""
-    iou_threshold: float = 0.5
-    """Of a detector: of two boxes of a class that overlap by more, the better one stays."""
-    max_detections: int = 100
-    """Of a detector, at most so many objects a picture."""
+    iou_threshold: float | None = None
+    """Of a detector: of two boxes of a class that overlap by more, the better one stays; by
+    default as it is used to, mostly 0.5."""
+    max_detections: int | None = None
+    """Of a detector, at most so many objects a picture, by default mostly 100."""
     flip: bool = False
     """Of a detector: look at each picture's mirror image too, which takes twice the time."""
     every: int = 1
@@ -123,13 +124,13 @@ def _check(command: Predict) -> None:
         raise UserError("expected a run folder and pictures, or --model NAME and pictures")
     if command.model is None and len(command.paths) < 2:
         raise UserError(f"expected pictures after the run folder {command.paths[0]}, got none")
-    if command.every < 1 or command.top < 1 or command.max_detections < 1:
+    most = command.max_detections
+    if command.every < 1 or command.top < 1 or (most is not None and most < 1):
         raise UserError("expected --every, --top and --max-detections of at least 1")
     for name in ("threshold", "iou_threshold"):
-        if not 0 <= getattr(command, name) <= 1:
-            raise UserError(
-                f"expected --{name.replace('_', '-')} from 0 to 1, got {getattr(command, name)}"
-            )
+        given = getattr(command, name)
+        if given is not None and not 0 <= given <= 1:
+            raise UserError(f"expected --{name.replace('_', '-')} from 0 to 1, got {given}")
     for path in (command.json, command.csv, command.coco):
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"cannot write {path}: there is no folder {path.parent}")

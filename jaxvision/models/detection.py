@@ -1,7 +1,6 @@
 """From a detector's raw outputs to what it found: one jitted function for any of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +16,7 @@ from jaxvision.models.keypoint_rcnn import KeypointRCNN
 from jaxvision.models.mask_rcnn import MaskRCNN
 from jaxvision.models.mirrored import with_mirror_images
 from jaxvision.models.retinanet import RetinaNet
+from jaxvision.models.selection import Selection, selection_of
 from jaxvision.models.ssd import SSD
 from jaxvision.models.yolov1 import YOLOv1
 from jaxvision.models.yolox import YOLOX
@@ -38,15 +38,6 @@ from jaxvision.types import (
 )
 
 Normalization = float | Sequence[float]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which of a detector's boxes count as found: see `select_detections`."""
-
-    score_threshold: float = 0.05
-    iou_threshold: float = 0.5
-    max_detections: int = 100
 
 
 Detect = Callable[
@@ -257,9 +248,9 @@ def make_detector(
     *,
     mean: Normalization = 0.0,
     std: Normalization = 1.0,
-    score_threshold: int | float = 0.05,
-    iou_threshold: int | float = 0.5,
-    max_detections: int = 100,
+    score_threshold: int | float | None = None,
+    iou_threshold: int | float | None = None,
+    max_detections: int | None = None,
     flip: bool = False,
 ) -> Callable[[Variables, UInt8[Array, "b h w 3"], Int[Array, "b 2"]], AnyDetections]:
     """Returns the jitted `(variables, images, sizes) -> PaddedDetections`, [b, n] of everything;
@@ -267,8 +258,9 @@ def make_detector(
 
     Images are bytes, normalised inside by `mean` and `std` as in training; `sizes` int [b, 2] are
     the (h, w) up to which each is picture and not padding. Boxes are in pixels of these images,
-    clipped to `sizes`; one that lies outside is none. One compile for each shape of the batch. With
-    `flip` each picture's mirror image is looked at too: see `with_mirror_images`.
+    clipped to `sizes`; one that lies outside is none. Thresholds that are not given are the
+    network's own: see `selection_of`. One compile for each shape of the batch. With `flip` each
+    picture's mirror image is looked at too: see `with_mirror_images`.
 
     >>> from jaxvision.models import get_model
     >>> model = get_model("yolov1_tiny", num_classes=3)
@@ -282,7 +274,12 @@ def make_detector(
     if detect is None:
         known = ", ".join(sorted(kind.__name__ for kind in DETECTORS))
         raise ValueError(f"expected a detector ({known}), got {type(model).__name__}")
-    selection = Selection(float(score_threshold), float(iou_threshold), max_detections)
+    selection = selection_of(
+        model,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+    )
     if flip:
         detect = with_mirror_images(detect)
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jaxvision.models.detection import Normalization, Selection
+from jaxvision.models.detection import Normalization
 from jaxvision.models.fast_rcnn import FastRCNN
 from jaxvision.models.rcnn import RCNN, classify_regions
+from jaxvision.models.selection import Selection, selection_of
 from jaxvision.ops.color import normalize_images
 from jaxvision.ops.rcnn import decode_rcnn, decode_regions
 from jaxvision.types import Array, PaddedDetections, Variables
@@ -80,9 +81,9 @@ def make_proposal_detector(
     *,
     mean: Normalization = 0.0,
     std: Normalization = 1.0,
-    score_threshold: int | float = 0.05,
-    iou_threshold: int | float = 0.5,
-    max_detections: int = 100,
+    score_threshold: int | float | None = None,
+    iou_threshold: int | float | None = None,
+    max_detections: int | None = None,
 ) -> Callable[
     [
         Variables,
@@ -113,7 +114,12 @@ def make_proposal_detector(
         raise ValueError(
             f"expected a detector that is given proposals ({known}), got {type(model).__name__}"
         )
-    selection = Selection(float(score_threshold), float(iou_threshold), max_detections)
+    selection = selection_of(
+        model,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+    )
 
     @jax.jit
     def find(variables, images, sizes, proposals, valid):

@@ -13,7 +13,6 @@ from jaxtyping import Float, UInt8
 from jaxvision.data.proposals import pad_proposals
 from jaxvision.data.selective_search import selective_search
 from jaxvision.errors import UserError
-from jaxvision.models.detection import Selection
 from jaxvision.predict.preparation import Picture, Prepared, prepare, read_picture
 from jaxvision.predict.published import load_published
 from jaxvision.predict.results import Result
@@ -33,7 +32,8 @@ class Predictor:
     The checkpoint's task decides whether that is a `Classification`, a `Localization`, `Detections`
     or a `Segmentation`. Of detections those of at least `score_threshold` come back, at most
     `max_detections`; of two of a class that overlap by an IoU above `iou_threshold`, the better.
-    With `flip` a detector looks at each picture's mirror image too.
+    What is not given is the detector's own, mostly torchvision's: see `selection_of`. With `flip` a
+    detector looks at each picture's mirror image too.
 
     >>> predictor = Predictor.from_checkpoint("runs/demo")  # doctest: +SKIP
     >>> predictor("shirt.png").name  # doctest: +SKIP
@@ -49,9 +49,9 @@ class Predictor:
         variables: Any,
         meta: dict[str, Any],
         *,
-        score_threshold: float = 0.05,
-        iou_threshold: float = 0.5,
-        max_detections: int = 100,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        max_detections: int | None = None,
         flip: bool = False,
     ):
         self.meta = meta
@@ -60,11 +60,15 @@ class Predictor:
         self.class_names = tuple(meta["class_names"])
         self._search = meta.get("proposals")
         self._variables = jax.device_put(variables)
-        selection = Selection(score_threshold, iou_threshold, max_detections)
+        thresholds = {
+            "score_threshold": score_threshold,
+            "iou_threshold": iou_threshold,
+            "max_detections": max_detections,
+        }
         if flip and self.task != "detection":
             raise UserError(f"flip is for detection, got a model for {self.task}: leave it out")
         options = {"flip": True} if flip else {}
-        self._infer = TASKS[self.task].make_infer(model, meta, selection, **options)
+        self._infer = TASKS[self.task].make_infer(model, meta, thresholds, **options)
 
     @classmethod
     def from_checkpoint(
@@ -80,9 +84,9 @@ class Predictor:
         weights: str | Path = "DEFAULT",
         *,
         class_names: Sequence[str] | None = None,
-        score_threshold: float = 0.05,
-        iou_threshold: float = 0.5,
-        max_detections: int = 100,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        max_detections: int | None = None,
         flip: bool = False,
         **options: Any,
     ) -> "Predictor":

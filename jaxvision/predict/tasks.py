@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxvision.errors import UserError
 from jaxvision.losses import decode_picture_boxes
-from jaxvision.models.detection import DETECTORS, Selection, make_detector
+from jaxvision.models.detection import DETECTORS, make_detector
 from jaxvision.models.keypoint_rcnn import KeypointRCNN
 from jaxvision.models.proposal_detection import PROPOSAL_DETECTORS, make_proposal_detector
 from jaxvision.ops import BoxMasks, normalize_images
@@ -31,10 +31,14 @@ Infer = Callable[..., Any]
 model that is given proposals, these [b, p, 4] and whether they are valid [b, p] come behind."""
 
 
-class Task(NamedTuple):
-    """`make_infer(model, meta, selection)`, and `to_result` of one row of what it returns."""
+Thresholds = Mapping[str, int | float | None]
+"""What `selection_of` takes besides the model; nothing but detectors looks at them."""
 
-    make_infer: Callable[[nn.Module, Mapping[str, Any], Selection], Infer]
+
+class Task(NamedTuple):
+    """`make_infer(model, meta, thresholds)`, and `to_result` of one row of what it returns."""
+
+    make_infer: Callable[[nn.Module, Mapping[str, Any], Thresholds], Infer]
     to_result: Callable[[Any, Prepared, tuple[int, int], tuple[str, ...]], Result]
 
 
@@ -59,7 +63,7 @@ def _forward(model: nn.Module, meta: Mapping[str, Any]) -> Callable[[Any, Any], 
 
 
 # ---------------------------------------------------------------------------------- classification
-def _classifier(model: nn.Module, meta: Mapping[str, Any], _: Selection) -> Infer:
+def _classifier(model: nn.Module, meta: Mapping[str, Any], _: Thresholds) -> Infer:
     forward = _forward(model, meta)
     return jax.jit(lambda variables, images, sizes: jax.nn.softmax(forward(variables, images)))
 
@@ -71,7 +75,7 @@ def _classification(
 
 
 # ------------------------------------------------------------------------------------ localisation
-def _localizer(model: nn.Module, meta: Mapping[str, Any], _: Selection) -> Infer:
+def _localizer(model: nn.Module, meta: Mapping[str, Any], _: Thresholds) -> Infer:
     forward = _forward(model, meta)
 
     @jax.jit
@@ -97,7 +101,7 @@ def _localization(
 
 # --------------------------------------------------------------------------------------- detection
 def _detector(
-    model: nn.Module, meta: Mapping[str, Any], selection: Selection, flip: bool = False
+    model: nn.Module, meta: Mapping[str, Any], thresholds: Thresholds, flip: bool = False
 ) -> Infer:
     if type(model) not in (*DETECTORS, *PROPOSAL_DETECTORS):
         raise UserError(
@@ -119,9 +123,7 @@ def _detector(
         model,
         mean=meta.get("mean", 0.0),
         std=meta.get("std", 1.0),
-        score_threshold=selection.score_threshold,
-        iou_threshold=selection.iou_threshold,
-        max_detections=selection.max_detections,
+        **thresholds,
     )
 
 
@@ -141,7 +143,7 @@ def _detections(
 
 
 # ------------------------------------------------------------------------------------ segmentation
-def _segmenter(model: nn.Module, meta: Mapping[str, Any], _: Selection) -> Infer:
+def _segmenter(model: nn.Module, meta: Mapping[str, Any], _: Thresholds) -> Infer:
     forward = _forward(model, meta)
     dtype = jnp.uint8 if len(meta["class_names"]) <= 256 else jnp.int32
 

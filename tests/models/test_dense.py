@@ -11,10 +11,11 @@ import pytest
 from jaxvision.losses import retinanet_loss
 from jaxvision.models import get_model
 from jaxvision.models import retinanet as zoo
-from jaxvision.models.detection import Selection, detect_with_ssd, make_detector
+from jaxvision.models.detection import detect_with_ssd, make_detector
 from jaxvision.models.fcos import fcos_resnet_fpn
 from jaxvision.models.layers import GroupNorm, Norm
 from jaxvision.models.resnet import resnet18
+from jaxvision.models.selection import Selection
 from jaxvision.models.ssd import SSD, SSDFeatures, SSDHead
 from jaxvision.ops import box_iou, decode_ssd
 from jaxvision.train import create_state, make_train_step

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxvision.models import detection
-from jaxvision.models.detection import Selection
 from jaxvision.models.mirrored import mirror_pictures, with_mirror_images
+from jaxvision.models.selection import Selection
 from jaxvision.types import PaddedInstances, PaddedPoses
 
 SIZES = np.array([[6, 10], [8, 12]], np.int32)

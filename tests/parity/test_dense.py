@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from jaxvision.models import get_model
+from jaxvision.models.selection import Selection, selection_of
 from jaxvision.ops import decode_fcos, decode_retinanet, decode_ssd, normalize_images
 from jaxvision.weights import from_torch
 
@@ -143,6 +145,24 @@ def same_detections(ours, theirs):
         ]
         assert same, (i, label, score, box)
         left.remove(i if i in same else same[0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "fcos_resnet50_fpn",
+        "retinanet_resnet50_fpn",
+        "ssd300_vgg16",
+        "ssdlite320_mobilenet_v3_large",
+    ],
+)
+def test_what_counts_as_found_unless_told_is_torchvisions(name):
+    theirs = getattr(detection, name)(weights=None, weights_backbone=None)
+    theirs = getattr(theirs, "roi_heads", theirs)
+    assert selection_of(get_model(name)) == Selection(
+        theirs.score_thresh, theirs.nms_thresh, theirs.detections_per_img
+    )
 
 
 def test_the_decoders_defaults_are_torchvisions():

@@ -149,13 +149,7 @@ def test_by_its_name_it_is_fetched_and_predicts_as_torchvision_does(
     published = dataclasses.replace(find_weights(name), url=address + served, sha256_prefix=digest)
     monkeypatch.setitem(CATALOG[name], "COCO_V1", published)
 
-    predictor = Predictor.from_weights(
-        name,
-        "COCO_V1",
-        score_threshold=theirs.score_thresh,
-        iou_threshold=theirs.nms_thresh,
-        max_detections=theirs.detections_per_img,
-    )
+    predictor = Predictor.from_weights(name, "COCO_V1")
     ours = predictor(image)
     with torch.no_grad():
         (found,) = theirs(to_chw([image.astype(np.float32) / 255]))

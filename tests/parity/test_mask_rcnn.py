@@ -12,7 +12,8 @@ import torch
 from jaxvision.data import Placement
 from jaxvision.losses import keypoint_head_loss, keypoint_targets, mask_head_loss, mask_rcnn_loss
 from jaxvision.models import get_model
-from jaxvision.models.detection import DETECTORS, Selection
+from jaxvision.models.detection import DETECTORS
+from jaxvision.models.selection import Selection
 from jaxvision.ops import BoxMasks, crop_masks, heatmaps_to_keypoints, normalize_images, paste_masks
 from jaxvision.predict.preparation import Prepared
 from jaxvision.predict.tasks import TASKS
