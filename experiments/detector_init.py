@@ -17,7 +17,7 @@ from jaxvision.weights.catalog import CATALOG
 from jaxvision.weights.rules import INPUT_SHAPE
 
 PARTS = ("backbone", "rpn", "roi_heads")
-BODY_OPTIONS = ("width", "stem", "widths", "hidden")
+BODY_OPTIONS = ("width", "stem", "stage_sizes", "widths", "hidden")
 """Of a detector, those that its backbone has as a classifier too."""
 SHOWN = 4
 
@@ -57,7 +57,8 @@ def start_from(
         published = find_weights(model, next(iter(CATALOG[model]))) if model in CATALOG else None
         normal = (published or find_weights(backbone, "DEFAULT")).preprocessing
         return Start(given, normal.mean, normal.std)
-    body = {name: options[name] for name in BODY_OPTIONS if name in options}
+    of_backbone = options.get("backbone_options", options)
+    body = {name: of_backbone[name] for name in BODY_OPTIONS if name in of_backbone}
     classifier = load_weights(backbone, init, num_classes=0, **body)
     published = init if init in CATALOG.get(backbone, {}) else "DEFAULT"
     normal = find_weights(backbone, published).preprocessing

@@ -13,6 +13,15 @@ out. Any backbone that returns its stages will do:
 
     python experiments/localization.py --backbone vgg11_bn --width None --stem None \\
         --stage-sizes None
+
+`--init` names a classifier whose features the backbone starts from: published weights, a file of
+torch's, or the folder of a run, which says by itself what the backbone is. Garments look alike in
+Fashion-MNIST's own small pictures, of which there are 60,000:
+
+    python experiments/transfer.py --data fashion_mnist --init random --strategy all --width 32 \\
+        --crop 56 --batch-size 64 --learning-rate 0.05 --weight-decay 5e-4 --step-size 2 \\
+        --epochs 3 --run-dir runs/garments
+    python experiments/localization.py --init runs/garments
 """
 
 import json
@@ -27,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from augmentation import Augmentation, augment, check_augmentation
+from detector_init import BODY_OPTIONS, Start, drawn_variables, start_from
 from training import Training, falling_rate, milliseconds_a_step, train
 from training_flags import OptimizerFlags, RunFlags, optimizer_of
 
@@ -61,6 +71,8 @@ class Config(RunFlags, OptimizerFlags, Augmentation):
     """Of a resnet's first stage."""
     stage_sizes: tuple[int, ...] | None = (1, 1, 1, 1)
     """Blocks of each of a resnet's stages; between two of them the map halves."""
+    init: str | None = None
+    """A classifier for the backbone to start from: published weights, a file, a run's folder."""
     box_loss: BoxLoss = "giou"
     """smooth_l1 on the deltas, or 1 - generalised IoU of the boxes."""
     box_weight: float = 1.0
@@ -85,15 +97,7 @@ class Config(RunFlags, OptimizerFlags, Augmentation):
 
 def main(config: Config) -> dict[str, float]:
     check_augmentation(config)
-    counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
-    splits = load_detection(
-        "garment_scenes",
-        garments=(1, 1),
-        counts=counts,
-        data=config.data,
-        source=config.source,
-        data_dir=config.data_dir,
-    )
+    splits = load_scenes(config)
     training = make_training(config, splits)
     log_every = config.log_every or max(1, training.batches.steps_per_epoch // 5)
     with Run("localization", config, run_dir=config.run_dir, resume=config.resume) as run:
@@ -106,6 +110,18 @@ def main(config: Config) -> dict[str, float]:
     return result
 
 
+def load_scenes(config: Config) -> dict[str, DetectionDataset]:
+    counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+    return load_detection(
+        "garment_scenes",
+        garments=(1, 1),
+        counts=counts,
+        data=config.data,
+        source=config.source,
+        data_dir=config.data_dir,
+    )
+
+
 def make_training(config: Config, splits: Mapping[str, DetectionDataset]) -> Training:
     size = splits["train"].images.shape[1:3]
     batches = DetectionBatches(
@@ -116,17 +132,14 @@ def make_training(config: Config, splits: Mapping[str, DetectionDataset]) -> Tra
         drop_last=True,
     )
     rate = falling_rate(config.learning_rate, config.epochs, batches)
-    of_backbone = {
-        "stem": config.stem,
-        "width": config.width,
-        "stage_sizes": config.stage_sizes,
-    }
+    options = {"num_classes": len(splits["train"].class_names), **backbone_of(config)}
+    start = first_weights(config, options)
 
     def make_loss(model: nn.Module):
         return localization_loss(
             model,
-            mean=MEAN,
-            std=STD,
+            mean=start.mean,
+            std=start.std,
             box_loss=config.box_loss,
             box_weight=config.box_weight,
             cell_weight=config.cell_weight,
@@ -134,11 +147,7 @@ def make_training(config: Config, splits: Mapping[str, DetectionDataset]) -> Tra
 
     return Training(
         model="localizer",
-        options={
-            "num_classes": len(splits["train"].class_names),
-            "backbone": config.backbone,
-            "backbone_options": {k: v for k, v in of_backbone.items() if v is not None},
-        },
+        options=options,
         make_loss=make_loss,
         make_evaluation=lambda model: evaluation_of(make_loss(model), splits["val"]),
         batches=batches,
@@ -149,14 +158,37 @@ def make_training(config: Config, splits: Mapping[str, DetectionDataset]) -> Tra
         best="val/localization_error",
         meta={
             "task": "localization",
-            "mean": MEAN,
-            "std": STD,
+            "mean": start.mean,
+            "std": start.std,
             "preprocessing": {"kind": "resize", "size": size, "interpolation": "bilinear"},
         },
+        initial=start.variables,
         input_shape=(*size, 3),
         workers=config.workers,
         ema_decay=config.ema_decay,
     )
+
+
+def backbone_of(config: Config) -> dict[str, Any]:
+    """Returns the backbone's name and its options: the flags', or those of the run in --init."""
+    if config.init is not None and Path(config.init).is_dir():
+        _, _, meta = load_checkpoint(config.init)
+        if meta["model"] == "localizer":
+            return {name: meta["options"][name] for name in ("backbone", "backbone_options")}
+        options = {k: v for k, v in meta["options"].items() if k in BODY_OPTIONS}
+        return {"backbone": meta["model"], "backbone_options": options}
+    flags = {name: getattr(config, name) for name in ("stem", "width", "stage_sizes")}
+    return {
+        "backbone": config.backbone,
+        "backbone_options": {name: x for name, x in flags.items() if x is not None},
+    }
+
+
+def first_weights(config: Config, options: dict[str, Any]) -> Start:
+    if config.init is None:
+        return Start(drawn_variables("localizer", options, config.seed), MEAN, STD)
+    backbone = options["backbone"]
+    return start_from(config.init, "localizer", options, backbone=backbone, seed=config.seed)
 
 
 def evaluation_of(loss_fn, dataset: DetectionDataset) -> Callable[[TrainState], dict[str, float]]:
@@ -186,7 +218,7 @@ def report(
         config=read_config(run_dir),
         records=read_records(run_dir / "metrics.jsonl"),
         class_names=test.class_names,
-        predictions=localized(model, variables, shown),
+        predictions=localized(model, variables, shown, mean=meta["mean"], std=meta["std"]),
         targets=shown.objects,
         image_at=shown.image,
         score_threshold=0.0,
@@ -202,13 +234,15 @@ def report(
     return result
 
 
-def localized(model: nn.Module, variables: Any, dataset: DetectionDataset) -> list[dict[str, Any]]:
+def localized(
+    model: nn.Module, variables: Any, dataset: DetectionDataset, *, mean: Any, std: Any
+) -> list[dict[str, Any]]:
     """Returns the one box of each picture, with its class and that one's probability."""
     size = dataset.images.shape[1:3]
 
     @jax.jit
     def predict(variables, images):
-        outputs = model.apply(variables, normalize_images(images, MEAN, STD), train=False)
+        outputs = model.apply(variables, normalize_images(images, mean, std), train=False)
         probabilities = jax.nn.softmax(outputs["logits"])
         boxes = decode_picture_boxes(outputs["box_deltas"], size)
         return boxes, probabilities.max(axis=1), probabilities.argmax(axis=1)

@@ -21,11 +21,12 @@ SHOWN = 6
 def put_backbone(variables: Variables, classifier: Variables) -> dict[str, Any]:
     """Returns a detector's variables, with the backbone, and its statistics, of a classifier.
 
-    `classifier` are the variables of the network that is the detector's backbone, as `load_weights`
-    or a checkpoint have them: every array of the backbone comes from there, and what is left over
-    there may only be its head, or what frozen batch normalisation does not have. It does not matter
-    whether normalisation is frozen. VGG's hidden layers become fc6 and fc7, where they fit. What
-    does not fit is a `UserError` that lists it.
+    The detector is one on a pyramid or on VGG, an SSD, or `Localizer`; `classifier` are the
+    variables of the network that is its backbone, as `load_weights` or a checkpoint have them:
+    every array of the backbone comes from there, and what is left over there may only be its head,
+    or what frozen batch normalisation does not have. It does not matter whether normalisation is
+    frozen. VGG's hidden layers become fc6 and fc7, where they fit. What does not fit is a
+    `UserError` that lists it.
 
     >>> from jaxvision.models import get_model
     >>> images, key = np.zeros((1, 64, 64, 3), np.float32), jax.random.key(0)
@@ -36,8 +37,10 @@ def put_backbone(variables: Variables, classifier: Variables) -> dict[str, Any]:
     given = {path[1:]: leaf for path, leaf in _flat(classifier)}
     flat = dict(_flat(variables))
     inside = {path: source for path in flat if (source := _source_of(path))}
+    if not inside:  # Localizer's is the classifier itself
+        inside = {path: path[2:] for path in flat if path[1] == "backbone"}
     if not inside:
-        raise UserError("expected a detector's variables: there is no backbone/body in them")
+        raise UserError("expected a detector's variables: there is no backbone in them")
     if not any(source[0] == "features" for source in inside.values()):
         # torchvision's MobileNet detectors have the layers of `features` themselves.
         given = {path[1:] if path[0] == "features" else path: x for path, x in given.items()}

@@ -3,13 +3,19 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from jaxvision.cli import main
 from jaxvision.errors import UserError
+from jaxvision.models import get_model
 from jaxvision.report import read_records
-from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.train import create_state
+from jaxvision.train.checkpoint import CheckpointStore, load_checkpoint
+from jaxvision.train.optim import sgd
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +68,34 @@ def test_a_run_leaves_its_files_and_goes_on(localization, config, capsys):
     assert {k: v for k, v in again.items() if k not in timed} == {
         k: v for k, v in whole.items() if k not in timed
     }
+
+
+def test_a_run_in_init_brings_the_backbone_its_options_and_its_normalisation(
+    localization, config, tmp_path
+):
+    options = {"num_classes": 10, "width": 4, "stage_sizes": [1], "stem": "small"}
+    normal = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    given = jax.jit(get_model("resnet18", **options).init)(
+        jax.random.key(5), jnp.zeros((1, 8, 8, 3))
+    )
+    folder = tmp_path / "classifier"
+    with CheckpointStore(folder) as store:
+        meta = {"model": "resnet18", "options": options, "input_shape": (8, 8, 3), **normal}
+        meta["class_names"] = ["x"] * 10
+        store.save(create_state(given, sgd(0.1)), meta=meta)
+    config = dataclasses.replace(config, init=str(folder))
+    training = localization.make_training(config, localization.load_scenes(config))
+    kept = {name: options[name] for name in ("width", "stage_sizes", "stem")}
+    assert training.options == {
+        "num_classes": 10, "backbone": "resnet18", "backbone_options": kept
+    }  # fmt: skip
+    assert {name: training.meta[name] for name in normal} == normal
+    for kind in ("params", "batch_stats"):
+        found = flatten_dict(training.initial[kind]["backbone"])
+        wanted = {path: x for path, x in flatten_dict(given[kind]).items() if path[0] != "fc"}
+        assert found.keys() == wanted.keys()
+        for path, x in wanted.items():
+            np.testing.assert_array_equal(found[path], x)
 
 
 def test_mistakes_are_refused_before_anything_is_written(localization, config):

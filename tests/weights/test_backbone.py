@@ -56,6 +56,18 @@ def test_mobilenet_and_vgg():
             np.testing.assert_array_equal(head[ours][kind], wanted)
 
 
+def test_localizer():
+    classifier = drawn(0, "resnet18", width=8)
+    before = drawn(1, "localizer", backbone_options={"width": 8})
+    after = put_backbone(before, classifier)
+    for kind in ("params", "batch_stats"):
+        for path, leaf in flatten_dict(after[kind]).items():
+            given = flatten_dict(classifier[kind] if path[0] == "backbone" else before[kind])
+            assert leaf is given[path[1:] if path[0] == "backbone" else path]
+    with pytest.raises(UserError, match="layer1/0/conv1/kernel should be"):
+        put_backbone(before, drawn(0, "resnet50", width=8))
+
+
 def test_what_does_not_fit_is_listed():
     detector = drawn(1, "fasterrcnn_resnet18_fpn", **SLIM)
     with pytest.raises(UserError, match=r"should be \[.*8\], is \[.*16\]"):
@@ -69,5 +81,5 @@ def test_what_does_not_fit_is_listed():
     del less["params"]["layer4"]["1"]["conv2"]
     with pytest.raises(UserError, match="backbone: missing layer4/1/conv2/kernel"):
         put_backbone(detector, less)
-    with pytest.raises(UserError, match="no backbone/body in them"):
+    with pytest.raises(UserError, match="no backbone in them"):
         put_backbone(drawn(0, "resnet18", width=8), drawn(0, "resnet18", width=8))
