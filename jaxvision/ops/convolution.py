@@ -1,5 +1,7 @@
 """Two-dimensional convolution as torch defines it, formulated so that it is fast."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -41,16 +43,20 @@ def conv2d(
     """Returns the cross-correlation of NHWC `x` and HWIO `kernel`; zeros pad both sides alike.
 
     With a `dilation` d the kernel's pixels are d apart (arXiv:1511.07122): it reaches as far as a
-    kernel of d * (F - 1) + 1 pixels. The same values on every backend. Three kinds run in another
+    kernel of d * (F - 1) + 1 pixels. The same values on every backend. Four kinds run in another
     form on the CPU, where XLA does that faster than its own convolution: of a single channel, of
-    1x1 pixels, and in groups.
+    1x1 pixels, in groups, and from or to a map that is smaller than the kernel.
     """
     spans = [d * (f - 1) + 1 for f, d in zip(kernel.shape[:2], dilation, strict=True)]
-    for size, span, s, p in zip(x.shape[1:3], spans, stride, padding, strict=True):
-        conv_output_size(size, span, s, p)  # XLA would return an empty array where nothing fits
+    axes = zip(x.shape[1:3], spans, stride, padding, strict=True)
+    # Checked here, because XLA would return an empty array where nothing fits.
+    out = [conv_output_size(*axis) for axis in axes]
     if jax.default_backend() == "cpu" and dilation == (1, 1):
-        if x.shape[-1] == 1 and groups == 1 and stride == (1, 1):
-            return _conv2d_by_patches(x, kernel, padding)
+        small = (
+            min(x.shape[1], out[0]) < kernel.shape[0] or min(x.shape[2], out[1]) < kernel.shape[1]
+        )
+        if groups == 1 and (small or (x.shape[-1] == 1 and stride == (1, 1))):
+            return _conv2d_by_patches(x, kernel, stride, padding)
         if kernel.shape[:2] == (1, 1) and padding == (0, 0) and groups == 1:
             return _conv2d_by_product(x, kernel, stride)
         if 1 < groups < x.shape[-1]:
@@ -170,18 +176,43 @@ def _conv2d(x, kernel, stride, padding, groups=1, dilation=(1, 1)):
     )
 
 
-def _conv2d_by_patches(x, kernel, padding):
-    """Stride 1 only: gathers each output pixel's patch into a row, then one matrix product."""
-    kernel_h, kernel_w, channels, features = kernel.shape
-    (pad_h, pad_w), (b, h, w, _) = padding, x.shape
-    out_h = conv_output_size(h, kernel_h, padding=pad_h)
-    out_w = conv_output_size(w, kernel_w, padding=pad_w)
-    x = jnp.pad(x, ((0, 0), (pad_h, pad_h), (pad_w, pad_w), (0, 0)))
+def _conv2d_by_patches(x, kernel, stride, padding):
+    """Gathers each output pixel's patch into a row, then one matrix product.
+
+    Where a map is smaller than the kernel, XLA's own convolution is a plain loop, and so is the
+    input's gradient where the output is: 3x3 on 2x2 takes thirty times as long as this.
+    """
+    features, (sh, sw) = kernel.shape[-1], stride
+    axes = zip(x.shape[1:3], kernel.shape[:2], stride, padding, strict=True)
+    rows, columns = (_reached(*axis) for axis in axes)
+    kernel = kernel[rows.taps, columns.taps]
+    pads = [(low, high, 0) for low, high in ((0, 0), rows.pads, columns.pads, (0, 0))]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), pads)
     shifted = [
-        x[:, i : i + out_h, j : j + out_w, :] for i in range(kernel_h) for j in range(kernel_w)
+        x[:, i : i + sh * (rows.out - 1) + 1 : sh, j : j + sw * (columns.out - 1) + 1 : sw]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
     ]
-    patches = jnp.concatenate(shifted, axis=-1).reshape(-1, kernel_h * kernel_w * channels)
-    return (patches @ kernel.reshape(-1, features)).reshape(b, out_h, out_w, features)
+    patches = jnp.concatenate(shifted, axis=-1)
+    out = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
+    return out.reshape(*patches.shape[:-1], features)
+
+
+class _Reached(NamedTuple):
+    """Along an axis: a kernel's taps that meet the input, their paddings, the output's length."""
+
+    taps: slice
+    pads: tuple[int, int]
+    out: int
+
+
+def _reached(size: int, kernel: int, stride: int, padding: int) -> _Reached:
+    out = conv_output_size(size, kernel, stride, padding)
+    starts = [stride * i - padding for i in range(out)]
+    taps = [t for t in range(kernel) if any(0 <= start + t < size for start in starts)] or [0]
+    low = padding - taps[0]
+    high = starts[-1] + taps[-1] + 1 - size  # negative where the last pixels are not met
+    return _Reached(slice(taps[0], taps[-1] + 1), (low, high), out)
 
 
 def _conv2d_by_product(x, kernel, stride):

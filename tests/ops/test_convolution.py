@@ -25,6 +25,11 @@ CASES = [  # (h, w), kernel, stride, padding, groups, channels
     ((5, 4), (5, 4), (1, 1), (0, 0), 1, 1),  # one output pixel
     ((6, 5), (3, 2), (1, 1), (1, 2), 1, 1),
     ((6, 5), (3, 2), (2, 2), (1, 2), 1, 1),  # a single channel, but a stride
+    ((2, 2), (3, 3), (1, 1), (1, 1), 1, 3),  # from here on maps smaller than the kernel
+    ((1, 1), (3, 3), (1, 1), (1, 1), 1, 4),  # only the middle of the kernel meets anything
+    ((2, 9), (3, 3), (2, 2), (1, 1), 1, 2),
+    ((3, 2), (5, 3), (2, 1), (2, 2), 1, 2),  # some columns see only the padding
+    ((1, 2), (2, 3), (3, 4), (2, 1), 1, 2),  # one row in three, which never meets the input
 ]
 
 
@@ -126,6 +131,8 @@ def test_patches_equal_xlas_convolution_and_its_gradients(size, kernel, padding)
         ((7, 6), 24, 3, 24, (2, 2), 6),
         ((7, 6), 320, 3, 160, (2, 2), 10),  # groups of 32, one each
         ((5, 5), 9, 3, 9, (1, 1), 3),
+        ((2, 2), 24, 3, 16, (1, 1), 1),
+        ((1, 2), 5, 3, 7, (2, 2), 1),
     ],
 )
 def test_the_forms_for_the_cpu_equal_xlas_own_and_its_gradients(
