@@ -161,21 +161,23 @@ def test_gradients_equal_finite_differences(channels):
 
 
 def test_some_kinds_take_another_route_on_the_cpu_only(monkeypatch):
-    def convolutions(channels, stride=(1, 1), size=3, groups=1):
+    def convolutions(channels, stride=(1, 1), size=3, groups=1, pixels=9):
         kernel = normal(1, size, size, channels // groups, 64)
         jaxpr = jax.make_jaxpr(lambda x: conv2d(x, kernel, stride, groups=groups))(
-            normal(0, 1, 6, 6, channels)
+            normal(0, 1, pixels, 9, channels)
         )
         return str(jaxpr).count("conv_general_dilated[")
 
     assert convolutions(channels=1) == 0
     assert convolutions(channels=1, stride=(2, 2)) == 1
     assert convolutions(channels=3) == 1
+    assert convolutions(channels=3, stride=(2, 2), pixels=6) == 0  # 2 rows of output
     assert convolutions(channels=3, size=1, stride=(2, 2)) == 0
     assert convolutions(channels=64, groups=32) == 2
     assert convolutions(channels=64, groups=64) == 1  # depthwise
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert convolutions(channels=1) == 1
+    assert convolutions(channels=3, stride=(2, 2), pixels=6) == 1
     assert convolutions(channels=3, size=1) == 1
     assert convolutions(channels=64, groups=32) == 1
 
