@@ -158,11 +158,13 @@ class _Taps(NamedTuple):
 
 
 def _taps(rois: _RoIs, bins: tuple[int, int], sampling_ratio: int) -> _Taps:
+    axes = tuple(zip(rois[1:], bins, strict=True))
     if sampling_ratio > 0:
-        make = partial(fixed_taps, sampling_ratio=sampling_ratio)
+        fixed = [fixed_taps(*axis, sampling_ratio) for axis in axes]
+        sides = [(2 * sampling_ratio, partial(_tap, *taps)) for taps in fixed]
     else:
-        make = adaptive_taps
-    (rows, row), (columns, column) = make(rois.rows, bins[0]), make(rois.columns, bins[1])
+        sides = [adaptive_taps(*axis) for axis in axes]
+    (rows, row), (columns, column) = sides
     width, origin = (v.reshape(-1, 1, 1) for v in (rois.level.width, rois.level.origin))
 
     def pixel(i, j):
@@ -171,6 +173,21 @@ def _taps(rois: _RoIs, bins: tuple[int, int], sampling_ratio: int) -> _Taps:
         return origin + y[:, :, None] * width + x[:, None, :], weight[..., None]
 
     return _Taps(rows, columns, pixel)
+
+
+def _tap(pixel, weight, t):
+    return pixel[..., t], weight[..., t]
+
+
+def _all_pairs(rois: _RoIs, bins: tuple[int, int], sampling_ratio: int):
+    """Returns what `_Taps.pixel` does for all pairs of fixed taps at once: [n, pairs, h2, w2]."""
+    y, y_weight = (v.mT for v in fixed_taps(rois.rows, bins[0], sampling_ratio))
+    x, x_weight = (v.mT for v in fixed_taps(rois.columns, bins[1], sampling_ratio))
+    width, origin = (v.reshape(-1, 1, 1, 1, 1) for v in (rois.level.width, rois.level.origin))
+    index = origin + y[:, :, None, :, None] * width + x[:, None, :, None, :]
+    weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+    shape = (len(index), -1, *bins)
+    return jax.lax.optimization_barrier((index.reshape(shape), weight.reshape(*shape, 1)))
 
 
 def _over_taps(taps: _Taps, body, total):
@@ -204,10 +221,9 @@ def _weighted_sum(flat, rois, bins, sampling_ratio):
 
     if 0 < sampling_ratio <= 2:
         # At most 16 pairs: one pass that writes each sum once.
-        taps = _taps(rois, bins, sampling_ratio)
-        pairs = [(i, j) for i in range(taps.rows) for j in range(taps.columns)]
-        pixels = jax.lax.optimization_barrier([taps.pixel(*pair) for pair in pairs])
-        return jax.lax.optimization_barrier(sum(read(*pixel) for pixel in pixels))
+        index, weight = _all_pairs(rois, bins, sampling_ratio)
+        pairs = range(index.shape[1])
+        return jax.lax.optimization_barrier(sum(read(index[:, t], weight[:, t]) for t in pairs))
 
     def chunk(rois):
         taps = _taps(rois, bins, sampling_ratio)
@@ -235,16 +251,12 @@ def _weighted_sum_backward(bins, sampling_ratio, residuals, cotangent):
 
     def chunk(gradient, parts):
         rois, cotangent = parts
-        taps = _taps(rois, bins, sampling_ratio)
-
         if 0 < sampling_ratio <= 2:
-            pairs = [(i, j) for i in range(taps.rows) for j in range(taps.columns)]
-            pixels = [taps.pixel(*pair) for pair in pairs]
-            index, weight = (jnp.stack(v, axis=1) for v in zip(*pixels, strict=True))
-            index, weight = jax.lax.optimization_barrier((index, weight))
+            index, weight = _all_pairs(rois, bins, sampling_ratio)
             return gradient.at[index].add(
                 weight * cotangent[:, None], mode="promise_in_bounds"
             ), None
+        taps = _taps(rois, bins, sampling_ratio)
 
         def add(i, j, gradient):
             index, weight = jax.lax.optimization_barrier(taps.pixel(i, j))

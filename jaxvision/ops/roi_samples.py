@@ -82,17 +82,18 @@ def _within(pixel, size):
     return jnp.clip(pixel, 0, jnp.maximum(size - 1, 0))
 
 
-def fixed_taps(axis: Axis, bins: int, sampling_ratio: int) -> tuple[int, Tap]:
-    """Two taps a sample: its lower and its upper pixel."""
-    position, size = _positions(axis, bins), axis.size.reshape(-1, 1)
-
-    def tap(t):
-        low, share, inside = _blend(position(t // 2)[..., 0], size)
-        upper = t % 2 == 1
-        weight = jnp.where(upper, share, 1.0 - share) / sampling_ratio
-        return _within(jnp.where(upper, low + 1, low), size), jnp.where(inside, weight, 0.0)
-
-    return 2 * sampling_ratio, tap
+def fixed_taps(
+    axis: Axis, bins: int, sampling_ratio: int
+) -> tuple[Int[Array, "n bins t"], Float[Array, "n bins t"]]:
+    """Returns the pixel and the weight of each tap: a sample's lower and its upper pixel."""
+    samples = jnp.arange(sampling_ratio, dtype=jnp.float32).reshape(1, 1, -1)
+    size = axis.size.reshape(-1, 1, 1)
+    low, share, inside = _blend(_positions(axis, bins)(samples), size)
+    pixel = jnp.stack([low, low + 1], axis=-1)
+    weight = jnp.stack([1.0 - share, share], axis=-1) / sampling_ratio
+    weight = jnp.where(inside[..., None], weight, 0.0)
+    taps = (*low.shape[:2], 2 * sampling_ratio)
+    return _within(pixel.reshape(taps), size), weight.reshape(taps)
 
 
 def pixel_weights(axis: Axis, bins: int, pixels: Int[Array, "_ _ s"]) -> Float[Array, "n bins s"]:
