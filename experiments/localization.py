@@ -3,8 +3,8 @@
     python experiments/localization.py
 
 Classification and box regression share a small ResNet; the loss is their sum, and that of pointing
-at the garment's place in the last map; without it (`--cell-weight 0`) one run had learnt nothing
-after 16,000 scenes. The scenes are those of garment_scenes with a single garment each, mirrored,
+at the garment's cells in a map; without that (`--cell-weight 0`) one run had learnt nothing after
+16,000 scenes. The scenes are those of garment_scenes with a single garment each, mirrored,
 scaled and recoloured at random for training; validation and the test use the moving average of the
 weights. Of the test scenes, the accuracy, the mean IoU of the boxes, and the top-1 localisation
 error are printed: the share of the scenes in which the class is wrong, or the IoU below 0.5. The
@@ -78,7 +78,7 @@ class Config(RunFlags, OptimizerFlags, Augmentation):
     box_weight: float = 1.0
     """Of the box loss, in the sum with the cross-entropy of the class."""
     cell_weight: float = 1.0
-    """Of the cross-entropy of which cell of the last map the garment is in, in the same sum."""
+    """Of the cross-entropy of which cells of a map the garment is in, in the same sum."""
     num_train: int = 20_000
     """Training scenes."""
     num_val: int = 500
@@ -174,7 +174,7 @@ def backbone_of(config: Config) -> dict[str, Any]:
     if config.init is not None and Path(config.init).is_dir():
         _, _, meta = load_checkpoint(config.init)
         if meta["model"] == "localizer":
-            return {name: meta["options"][name] for name in ("backbone", "backbone_options")}
+            return {k: v for k, v in meta["options"].items() if k != "num_classes"}
         options = {k: v for k, v in meta["options"].items() if k in BODY_OPTIONS}
         return {"backbone": meta["model"], "backbone_options": options}
     flags = {name: getattr(config, name) for name in ("stem", "width", "stage_sizes")}

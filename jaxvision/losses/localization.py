@@ -74,24 +74,37 @@ def cell_cross_entropy(
     size: tuple[int, int],
     valid: Bool[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
-    """Returns the cross-entropy of which cell of a map the centre of each box is in.
+    """Returns the cross-entropy of the cells of a map and the shares of each box that they hold.
 
-    The `h` x `w` cells divide pictures of `size` (their height and width) evenly; a centre on the
-    line between two cells is in the latter, one outside the picture in the nearest. The mean is
-    over valid examples; a padded one adds nothing, even when it holds NaN.
+    The `h` x `w` cells divide pictures of `size` (their height and width) evenly. The mean is over
+    valid examples; a padded one adds nothing, even when it holds NaN, and neither does a box that
+    has no area within the picture.
 
-    >>> box = jnp.array([[0.0, 0.0, 50.0, 40.0]])
-    >>> logits = jnp.log(jnp.array([[[0.5, 0.2], [0.2, 0.1]]]))
-    >>> round(float(cell_cross_entropy(logits, box, (100, 100))), 4)  # -log(0.5)
-    0.6931
+    >>> box = jnp.array([[0.0, 0.0, 100.0, 50.0]])  # half of it in each of the upper cells
+    >>> logits = jnp.log(jnp.array([[[0.5, 0.25], [0.2, 0.05]]]))
+    >>> round(float(cell_cross_entropy(logits, box, (100, 100))), 4)  # -log(0.5 * 0.25) / 2
+    1.0397
     """
-    if valid is not None:
-        boxes = jnp.where(valid[:, None], boxes, 0.0)
     b, h, w = cell_logits.shape
-    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-    column = jnp.clip(jnp.floor(x * w / size[1]).astype(jnp.int32), 0, w - 1)
-    row = jnp.clip(jnp.floor(y * h / size[0]).astype(jnp.int32), 0, h - 1)
-    return cross_entropy(cell_logits.reshape(b, h * w), row * w + column, valid)
+    if valid is None:
+        valid = jnp.ones((b,), bool)
+    boxes = jnp.where(valid[:, None], boxes, 0.0)
+    columns = _covered(boxes[:, 0], boxes[:, 2], size[1], w)
+    rows = _covered(boxes[:, 1], boxes[:, 3], size[0], h)
+    shares = rows[:, :, None] * columns[:, None, :]
+    area = shares.sum(axis=(1, 2))
+    valid = valid & (area > 0)
+    shares = shares.reshape(b, h * w) / jnp.where(valid, area, 1.0).reshape(-1, 1)
+    return cross_entropy(cell_logits.reshape(b, h * w), shares, valid)
+
+
+def _covered(
+    low: Float[Array, " b"], high: Float[Array, " b"], length: int, cells: int
+) -> Float[Array, "b n"]:
+    """Returns how many pixels of each of the cells along an axis are from `low` to `high`."""
+    edges = jnp.linspace(0.0, length, cells + 1).reshape(1, -1)
+    inside = jnp.clip(edges, low.reshape(-1, 1), high.reshape(-1, 1))
+    return jnp.diff(inside, axis=1)
 
 
 def localization_metrics(

@@ -40,11 +40,12 @@ def localizer(
     num_classes: int = 10,
     backbone: str = "resnet18",
     backbone_options: Mapping[str, Any] | None = None,
+    num_maps: int = 3,
     dtype: DTypeLike = jnp.float32,
 ) -> Localizer:
     """Returns a `Localizer` on the model called `backbone`: any that has `features_only`."""
     options = {**(backbone_options or {}), "features_only": True, "dtype": dtype}
-    return Localizer(get_model(backbone, **options), num_classes, dtype)
+    return Localizer(get_model(backbone, **options), num_classes, num_maps, dtype)
 
 
 def yolov1(

@@ -100,13 +100,20 @@ def test_padding_changes_neither_loss_nor_gradient(kind, poison):
 
 def test_cells_by_hand():
     # Pictures of 40 x 60 (h x w) in 2 x 3 cells of 20 x 20.
-    centres = {(10, 10): 0, (30, 10): 1, (59, 39): 5, (20, 0): 1, (10, 20): 3, (70, -5): 2}
-    for (x, y), cell in centres.items():
-        box = jnp.array([[x - 4.0, y - 2.0, x + 4.0, y + 2.0]])
-        logits = jnp.arange(6.0).reshape(1, 2, 3)
-        loss = cell_cross_entropy(logits, box, SIZE)
-        expected = cross_entropy(logits.reshape(1, 6), jnp.array([cell]))
-        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 3)), jnp.float32)
+    surprise = -jax.nn.log_softmax(logits.reshape(6))
+    for box, shares in (
+        ((2, 3, 12, 13), [1, 0, 0, 0, 0, 0]),
+        ((20, 0, 40, 20), [0, 1, 0, 0, 0, 0]),  # a cell, from line to line
+        ((10, 15, 25, 35), [1 / 6, 1 / 12, 0, 1 / 2, 1 / 4, 0]),
+        ((50, 10, 90, 20), [0, 0, 1, 0, 0, 0]),  # what is outside the picture does not count
+        ((0, 0, 60, 40), [1 / 6] * 6),
+        ((70, 10, 90, 20), [0] * 6),  # nothing is inside
+        ((5, 5, 5, 9), [0] * 6),
+        ((9, 5, 5, 9), [0] * 6),
+    ):
+        loss = cell_cross_entropy(logits, jnp.array([box], jnp.float32), SIZE)
+        np.testing.assert_allclose(loss, (surprise * jnp.array(shares)).sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("poison", POISON)

@@ -38,7 +38,7 @@ MODELS = {  # parameters with the default options, [h, w, c] of a picture, other
     "fcn_resnet101": (54_314_346, (32, 32, 3), {"aux_loss": False}),
     "keypointrcnn_resnet50_fpn": (59_137_258, (32, 32, 3), {"num_keypoints": 5, "width": 16}),
     "lenet": (44_426, (28, 28, 1), {"features": [4, 8, 8], "kernel_sizes": [3, 3, 3]}),
-    "localizer": (11_184_206, (32, 32, 3), {"backbone_options": {"width": 16}}),
+    "localizer": (11_189_966, (32, 32, 3), {"backbone_options": {"width": 16}}),
     "maskrcnn_resnet18_fpn": (31_385_713, (32, 32, 3), {"anchor_sizes": [[8], 9, 32, 64, 96]}),
     "maskrcnn_resnet50_fpn": (44_401_393, (32, 32, 3), {"norm_eps": 0.0, "width": 16}),
     "maskrcnn_resnet50_fpn_v2": (46_359_409, (32, 32, 3), {"width": 16}),

@@ -46,7 +46,7 @@ def test_any_backbone_with_stages_and_any_size(backbone, size):
     model = get_model("localizer", backbone=backbone, num_classes=5)
     x = pictures(1, *size)
     outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
-    cells = (1, -(-size[0] // 32), -(-size[1] // 32)) if backbone == "resnet18" else (1, 4, 4)
+    cells = (1, -(-size[0] // 8), -(-size[1] // 8)) if backbone == "resnet18" else (1, 16, 16)
     shapes = {"logits": (1, 5), "box_deltas": (1, 4), "cell_logits": cells}
     assert {k: v.shape for k, v in outputs.items()} == shapes
     own = jax.eval_shape(get_model(backbone, features_only=True).init, jax.random.key(0), x)
@@ -54,26 +54,34 @@ def test_any_backbone_with_stages_and_any_size(backbone, size):
     assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, own["params"])
 
 
+class Maps(nn.Module):
+    """The picture, and every second of its pixels."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        return {"left_out": x[:, ::4], "fine": x, "coarse": x[:, ::2, ::2]}
+
+
 def test_heads_look_where_the_cell_logits_say():
-    """One cell far ahead of the others: its features alone, and the box centred on it."""
-
-    class Map(nn.Module):
-        @nn.compact
-        def __call__(self, x, *, train: bool):
-            return {"only": x}
-
-    model = Localizer(Map(), num_classes=2)
+    """Some cells far ahead of the others: their features alone, and the box around them."""
+    model = Localizer(Maps(), num_classes=2, num_maps=2)
     x = pictures(1, 4, 5)
-    x = x.at[0, 1, 3, 0].set(100.0)
+    # The coarse map's cell (0, 1) is the fine one's rows 0 and 1, columns 2 (and 3, for 5 // 3).
+    x = x.at[..., 0].set(0.0).at[0, 0, 2, 0].set(100.0)
     params = model.init(jax.random.key(0), x)["params"]
-    params["cells"]["kernel"] = params["cells"]["kernel"].at[0, 0, 0, 0].set(10.0)
+    kernel = params["cells1"]["kernel"].at[0, 0, 0, 0].set(10.0)
+    params = {**params, "cells1": {"kernel": kernel}}
     outputs = model.apply({"params": params}, x)
+    rows, columns = np.arange(4) * 2 // 4 == 0, np.arange(5) * 3 // 5 == 1
+    there = np.outer(rows, columns)
+    np.testing.assert_array_equal(outputs["cell_logits"][0] > 500, there)
     head = params["class_head"]
+    seen = jnp.concatenate([x[0][there].mean(axis=0), x[0, 0, 2]])
     np.testing.assert_allclose(
-        outputs["logits"][0], x[0, 1, 3] @ head["kernel"] + head["bias"], rtol=1e-4
+        outputs["logits"][0], seen @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-4
     )
-    # The centre of column 3 of 5 is at 0.7, that of row 1 of 4 at 0.375 of the side.
-    expected = [[0.7 - 0.5, 0.375 - 0.5, 0.0, 0.0]]
+    # The box is that of those cells: rows 0 and 1 of 4, columns 2 and 3 of 5.
+    expected = [[(2 / 5 + 4 / 5) / 2 - 0.5, 0.25 - 0.5, np.log(2 / 5), np.log(2 / 4)]]
     np.testing.assert_allclose(outputs["box_deltas"], expected, atol=1e-5)
 
 
