@@ -48,16 +48,19 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# Cores that run tests have none left for compiling in parallel.
+XLA = --xla_cpu_parallel_codegen_split_count=1
+
 # The suite compiles for longer than it computes. Not so the comparison: a trajectory's last bits
 # depend on what the compiler does.
 suite: install
-	XLA_FLAGS=--xla_backend_optimization_level=0 $(VENV)/bin/python $(PYTEST) -m "not parity"
+	XLA_FLAGS="$(XLA) --xla_backend_optimization_level=0" $(VENV)/bin/python $(PYTEST) -m "not parity"
 
 parity: $(PARITY_VENV)/installed
-	$(PARITY_VENV)/bin/python $(PYTEST) -m "(parity or core) and not slow"
+	XLA_FLAGS="$(XLA)" $(PARITY_VENV)/bin/python $(PYTEST) -m "(parity or core) and not slow"
 
 parity-all: $(PARITY_VENV)/installed
-	$(PARITY_VENV)/bin/python $(PYTEST) -m "parity" tests/parity
+	XLA_FLAGS="$(XLA)" $(PARITY_VENV)/bin/python $(PYTEST) -m "parity" tests/parity
 
 format: install
 	$(VENV)/bin/ruff check --fix .

@@ -43,13 +43,18 @@ def start_from(
     `init` is the folder of a run, a file of torch's or the name of published weights: of this
     detector, or of a classifier that is its `backbone`, such as IMAGENET1K_V1. A detector whose
     classes are others keeps all but the layers of the classes; of another detector of the family
-    comes every part that both have. What does not fit is a `UserError`.
+    comes every part that both have, and to a localizer the network below a detector's pyramid. What
+    does not fit is a `UserError`.
     """
     drawn = drawn_variables(model, options, seed)
     if Path(init).is_dir():
         _, given, meta = load_checkpoint(init)
         mean, std = meta.get("mean", 0.0), meta.get("std", 1.0)
-        if "backbone" in given["params"]:
+        inside = given["params"].get("backbone", {})
+        if "body" in inside and model == "localizer":
+            body = {kind: given[kind]["backbone"]["body"] for kind in ("params", "batch_stats")}
+            return Start(put_backbone(drawn, body), mean, std)
+        if inside:
             return Start(shared(drawn, given, init), mean, std)
         return Start(put_backbone(drawn, given), mean, std)
     if _is_detector(init, model):

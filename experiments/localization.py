@@ -14,14 +14,12 @@ out. Any backbone that returns its stages will do:
     python experiments/localization.py --backbone vgg11_bn --width None --stem None \\
         --stage-sizes None
 
-`--init` names a classifier whose features the backbone starts from: published weights, a file of
-torch's, or the folder of a run, which says by itself what the backbone is. Garments look alike in
-Fashion-MNIST's own small pictures, of which there are 60,000:
+`--init` names what the backbone starts from: published weights of a classifier, a file of torch's,
+or the folder of a run, of a classifier or of a detector with a pyramid, which says by itself what
+the backbone is. One garment a scene teaches less than the four of a detector's scenes:
 
-    python experiments/transfer.py --data fashion_mnist --init random --strategy all --width 32 \\
-        --crop 56 --batch-size 64 --learning-rate 0.05 --weight-decay 5e-4 --step-size 2 \\
-        --epochs 3 --run-dir runs/garments
-    python experiments/localization.py --init runs/garments
+    python experiments/rcnn.py --width 32 --run-dir runs/faster
+    python experiments/localization.py --init runs/faster --epochs 3
 """
 
 import json
@@ -72,7 +70,7 @@ class Config(RunFlags, OptimizerFlags, Augmentation):
     stage_sizes: tuple[int, ...] | None = (1, 1, 1, 1)
     """Blocks of each of a resnet's stages; between two of them the map halves."""
     init: str | None = None
-    """A classifier for the backbone to start from: published weights, a file, a run's folder."""
+    """What the backbone starts from: published weights, a file, the run of whatever has one."""
     box_loss: BoxLoss = "giou"
     """smooth_l1 on the deltas, or 1 - generalised IoU of the boxes."""
     box_weight: float = 1.0
@@ -176,7 +174,8 @@ def backbone_of(config: Config) -> dict[str, Any]:
         if meta["model"] == "localizer":
             return {k: v for k, v in meta["options"].items() if k != "num_classes"}
         options = {k: v for k, v in meta["options"].items() if k in BODY_OPTIONS}
-        return {"backbone": meta["model"], "backbone_options": options}
+        backbone = config.backbone if meta.get("task") == "detection" else meta["model"]
+        return {"backbone": backbone, "backbone_options": options}
     flags = {name: getattr(config, name) for name in ("stem", "width", "stage_sizes")}
     return {
         "backbone": config.backbone,

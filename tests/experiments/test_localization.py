@@ -70,29 +70,46 @@ def test_a_run_leaves_its_files_and_goes_on(localization, config, capsys):
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "body"),
+    [
+        ("resnet18", {"num_classes": 10, "width": 4, "stage_sizes": [1], "stem": "small"}, ()),
+        (
+            "fasterrcnn_resnet18_fpn",
+            {"num_classes": 11, "width": 4, "fpn_features": 4, "representation_size": 4},
+            ("backbone", "body"),
+        ),
+    ],
+)
 def test_a_run_in_init_brings_the_backbone_its_options_and_its_normalisation(
-    localization, config, tmp_path
+    localization, config, tmp_path, name, options, body
 ):
-    options = {"num_classes": 10, "width": 4, "stage_sizes": [1], "stem": "small"}
     normal = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    given = jax.jit(get_model("resnet18", **options).init)(
-        jax.random.key(5), jnp.zeros((1, 8, 8, 3))
+    shapes = jax.eval_shape(
+        get_model(name, **options).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
     )
-    folder = tmp_path / "classifier"
+    rng = np.random.default_rng(0)
+    given = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+    folder = tmp_path / "given"
+    meta = {"model": name, "options": options, "input_shape": (64, 64, 3), **normal}
+    meta |= {"class_names": ["x"] * 10, "task": "detection" if body else "classification"}
     with CheckpointStore(folder) as store:
-        meta = {"model": "resnet18", "options": options, "input_shape": (8, 8, 3), **normal}
-        meta["class_names"] = ["x"] * 10
         store.save(create_state(given, sgd(0.1)), meta=meta)
     config = dataclasses.replace(config, init=str(folder))
     training = localization.make_training(config, localization.load_scenes(config))
-    kept = {name: options[name] for name in ("width", "stage_sizes", "stem")}
+    kept = {k: x for k, x in options.items() if k in ("width", "stage_sizes", "stem")}
     assert training.options == {
-        "num_classes": 10, "backbone": "resnet18", "backbone_options": kept
-    }  # fmt: skip
-    assert {name: training.meta[name] for name in normal} == normal
+        "num_classes": 10,
+        "backbone": "resnet18",
+        "backbone_options": kept,
+    }
+    assert {k: training.meta[k] for k in normal} == normal
     for kind in ("params", "batch_stats"):
         found = flatten_dict(training.initial[kind]["backbone"])
-        wanted = {path: x for path, x in flatten_dict(given[kind]).items() if path[0] != "fc"}
+        wanted = given[kind]
+        for part in body:
+            wanted = wanted[part]
+        wanted = {path: x for path, x in flatten_dict(wanted).items() if path[0] != "fc"}
         assert found.keys() == wanted.keys()
         for path, x in wanted.items():
             np.testing.assert_array_equal(found[path], x)
