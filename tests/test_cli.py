@@ -1,7 +1,8 @@
-"""The command line, in processes of its own: predict, evaluate, info and their refusals."""
+"""The command line: predict, evaluate, info and their refusals."""
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -10,18 +11,33 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def jaxvision(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "jaxvision", *map(str, arguments)],
-        env={**os.environ, "COLUMNS": "120", **environment},
+@pytest.fixture
+def jaxvision(monkeypatch, capsys):
+    """Runs the command as `python -m jaxvision` would, within this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jaxvision", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "120")
+        capsys.readouterr()
+        try:
+            runpy.run_module("jaxvision", run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return run
+
+
+def test_predict_classifies_the_sample_pictures_in_a_process_of_its_own(trained_run, tmp_path):
+    out = tmp_path / "predictions.json"
+    words = ["predict", trained_run, trained_run / "samples", "--json", out]
+    result = subprocess.run(
+        [sys.executable, "-m", "jaxvision", *map(str, words)],
+        env={**os.environ, "COLUMNS": "120"},
         capture_output=True,
         text=True,
     )
-
-
-def test_predict_classifies_the_sample_pictures(trained_run, tmp_path):
-    out = tmp_path / "predictions.json"
-    result = jaxvision("predict", trained_run, trained_run / "samples", "--json", out)
     assert result.returncode == 0, result.stderr
     predictions = json.loads(out.read_text())
     assert len(predictions) == 10
@@ -34,7 +50,7 @@ def test_predict_classifies_the_sample_pictures(trained_run, tmp_path):
     assert right >= 6
 
 
-def test_a_bad_picture_is_named_and_the_others_still_predicted(trained_run, tmp_path):
+def test_a_bad_picture_is_named_and_the_others_still_predicted(jaxvision, trained_run, tmp_path):
     good = next((trained_run / "samples").glob("*.png")).read_bytes()
     (tmp_path / "a.png").write_bytes(good)
     (tmp_path / "b.png").write_bytes(good[:100])
@@ -46,7 +62,7 @@ def test_a_bad_picture_is_named_and_the_others_still_predicted(trained_run, tmp_
     assert "Traceback" not in result.stderr
 
 
-def test_evaluate_gives_the_figures_of_training(trained_run, data_dir):
+def test_evaluate_gives_the_figures_of_training(jaxvision, trained_run, data_dir):
     result = jaxvision("evaluate", trained_run, "--data", "embedded", "--data-dir", data_dir)
     assert result.returncode == 0, result.stderr
     records = [json.loads(s) for s in (trained_run / "metrics.jsonl").read_text().splitlines()]
@@ -56,7 +72,7 @@ def test_evaluate_gives_the_figures_of_training(trained_run, data_dir):
     assert "Ankle Boot" in result.stdout
 
 
-def test_info_names_model_and_checkpoints(trained_run):
+def test_info_names_model_and_checkpoints(jaxvision, trained_run):
     result = jaxvision("info", trained_run)
     assert result.returncode == 0, result.stderr
     assert "lenet" in result.stdout
@@ -74,7 +90,7 @@ def test_info_names_model_and_checkpoints(trained_run):
         (["info", "{tmp}"], "is not a run folder"),
     ],
 )
-def test_mistakes_are_one_line(trained_run, tmp_path, arguments, message):
+def test_mistakes_are_one_line(jaxvision, trained_run, tmp_path, arguments, message):
     words = [a.format(run=trained_run, tmp=tmp_path) for a in arguments]
     result = jaxvision(*words)
     assert result.returncode == 1
@@ -83,7 +99,7 @@ def test_mistakes_are_one_line(trained_run, tmp_path, arguments, message):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_help_names_every_command():
+def test_help_names_every_command(jaxvision):
     result = jaxvision("--help")
     assert result.returncode == 0
     for command in ("predict", "evaluate", "info"):
