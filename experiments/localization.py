@@ -19,7 +19,7 @@ or the folder of a run, of a classifier or of a detector with a pyramid, which s
 the backbone is. One garment a scene teaches less than the four of a detector's scenes:
 
     python experiments/rcnn.py --width 32 --run-dir runs/faster
-    python experiments/localization.py --init runs/faster --epochs 3
+    python experiments/localization.py --init runs/faster --learning-rate 1e-3 --epochs 10
 """
 
 import json
