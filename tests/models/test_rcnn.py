@@ -51,10 +51,10 @@ def behind(model, variables, margins, deltas=(0.0, 0.0, 0.0, 0.0)):
 
 def test_crops_are_warped_with_context_up_to_the_pictures_end(made, scene):
     images, boxes, _ = scene
-    images = images / 255
-    crops = crop_regions(made[0], images, SIZES, jnp.nan_to_num(boxes))
-    expected = warp_rois(images[1], jnp.nan_to_num(boxes[1]), 32, padding=4, size=(30, 20))
-    np.testing.assert_allclose(crops[1], expected, atol=1e-6)
+    images, boxes = np.float32(images / 255), np.nan_to_num(boxes)
+    crops = jax.jit(crop_regions, static_argnums=0)(made[0], images, SIZES, boxes)
+    warp = jax.jit(lambda image, boxes: warp_rois(image, boxes, 32, padding=4, size=(30, 20)))
+    np.testing.assert_allclose(crops[1], warp(images[1], boxes[1]), atol=1e-6)
     assert get_model("rcnn").padding == 16
     assert get_model("rcnn", crop_size=64).padding == 5
 
@@ -62,11 +62,16 @@ def test_crops_are_warped_with_context_up_to_the_pictures_end(made, scene):
 def test_features_and_cells_are_the_networks(made):
     model, variables = made
     crops = jax.random.normal(jax.random.key(1), (3, 32, 32, 3))
-    described = model.apply(variables, crops, method=model.describe)
     inner = {name: part["backbone"] for name, part in variables.items()}
-    features = get_model("resnet18", num_classes=0, **WIDTH).apply(inner, crops)
-    stages = get_model("resnet18", features_only=True, **WIDTH).apply(inner, crops)
-    cells = adaptive_avg_pool(stages["layer4"], 1)
+
+    @jax.jit
+    def apply(variables, inner, crops):
+        described = model.apply(variables, crops, method=model.describe)
+        features = get_model("resnet18", num_classes=0, **WIDTH).apply(inner, crops)
+        stages = get_model("resnet18", features_only=True, **WIDTH).apply(inner, crops)
+        return described, features, adaptive_avg_pool(stages["layer4"], 1)
+
+    described, features, cells = apply(variables, inner, crops)
     np.testing.assert_allclose(described.features, features, atol=1e-6)
     np.testing.assert_allclose(described.cells, cells, atol=1e-6)
 
@@ -143,10 +148,13 @@ def test_the_detector_moves_suppresses_and_labels(made, scene):
     assert detect._cache_size() == 1
 
 
+decode = jax.jit(decode_regions, static_argnames=("size", "iou_threshold", "max_detections"))
+
+
 def test_margins_decide_the_order_of_detections():
     boxes = jnp.array([[0.0, 0.0, 4.0, 4.0], [6.0, 0.0, 9.0, 4.0], [0.0, 6.0, 4.0, 9.0]])
     margins = jnp.array([[1.0, -30.0], [5.0, 2.0], [jnp.nan, -3.0]])
-    found = decode_regions(margins, jnp.zeros((3, 2, 4)), boxes, (10, 10), max_detections=5)
+    found = decode(margins, jnp.zeros((3, 2, 4)), boxes, (10, 10), max_detections=5)
     assert found.labels[found.valid].tolist() == [0, 1, 0]
     np.testing.assert_allclose(found.scores[:3], jax.nn.sigmoid(jnp.array([5.0, 2.0, 1.0])))
     assert found.boxes[:2].tolist() == [boxes[1].tolist()] * 2
@@ -157,11 +165,11 @@ def test_less_overlap_suppresses_than_in_later_detectors(options, kept):
     """As the paper has it: an IoU above 0.3; these two have one of 0.43."""
     boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [4.0, 0.0, 14.0, 10.0]])
     margins, deltas = jnp.array([[2.0], [1.0]]), jnp.zeros((2, 1, 4))
-    found = decode_regions(margins, deltas, boxes, (20, 20), max_detections=4, **options)
+    found = decode(margins, deltas, boxes, (20, 20), max_detections=4, **options)
     assert int(found.valid.sum()) == kept
 
 
 def test_a_network_without_maps_is_refused():
     model = get_model("rcnn", num_classes=3, backbone="mlp", crop_size=8)
     with pytest.raises(ValueError, match="expected a backbone with maps, got MLP"):
-        model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
