@@ -100,7 +100,7 @@ def test_padding_is_not_seen_by_the_rows_beside_it():
         )
         for (path, ours), theirs in pairs:
             where = jax.tree_util.keystr(path)
-            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5, err_msg=where)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=5e-5, err_msg=where)
 
 
 def test_statistics_are_those_of_the_whole_batch_on_eight_devices(on_eight_devices):
