@@ -149,10 +149,21 @@ def test_detections(name, side):
     for i, found in enumerate(theirs):
         count = int(ours.valid[i].sum())
         assert count == len(found["boxes"]) > 10
-        np.testing.assert_array_equal(ours.labels[i, :count] + 1, found["labels"].numpy())
-        np.testing.assert_allclose(ours.scores[i, :count], found["scores"].numpy(), atol=1e-4)
-        np.testing.assert_allclose(ours.boxes[i, :count], found["boxes"].numpy(), atol=1e-2)
+        boxes, scores, labels = (found[k].numpy() for k in ("boxes", "scores", "labels"))
+        a, b = (without_ties(scores, x) for x in (np.asarray(ours.boxes[i, :count]), boxes))
+        np.testing.assert_array_equal(ours.labels[i, :count][a] + 1, labels[b])
+        np.testing.assert_allclose(ours.scores[i, :count][a], scores[b], atol=1e-4)
+        np.testing.assert_allclose(ours.boxes[i, :count][a], boxes[b], atol=1e-2)
         assert len(set(ours.labels[i, :count].tolist())) > 1
+
+
+def without_ties(scores, boxes):
+    """The order of the boxes, but from left to right among scores that only rounding tells apart.
+
+    Which of two is then the first hangs on the processor.
+    """
+    runs = np.cumsum(np.diff(scores, prepend=scores[:1]) < -1e-6)
+    return np.lexsort((boxes[:, 0], runs))
 
 
 def close(ours, theirs, rtol):
