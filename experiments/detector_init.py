@@ -70,6 +70,19 @@ def start_from(
     return Start(put_backbone(drawn, classifier), normal.mean, normal.std)
 
 
+def body_of(name: str, variables: Variables) -> str:
+    """Returns the classifier that the model `name` is, or is built on below its pyramid."""
+    inside = variables["params"].get("backbone")
+    if inside is None:
+        return name
+    if "body" not in inside:
+        raise UserError(
+            f"expected a classifier or a detector with a pyramid, as Faster R-CNN's, got {name}"
+        )
+    body = name.partition("_")[2].removesuffix("_v2").removesuffix("_fpn")
+    return body.removesuffix("_320")
+
+
 def shared(drawn: Variables, given: Variables, origin: str) -> dict[str, Any]:
     """Returns `drawn` with the parts that `given` has too: backbone, proposals, heads.
 

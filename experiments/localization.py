@@ -18,8 +18,10 @@ out. Any backbone that returns its stages will do:
 or the folder of a run, of a classifier or of a detector with a pyramid, which says by itself what
 the backbone is. One garment a scene teaches less than the four of a detector's scenes:
 
-    python experiments/rcnn.py --width 32 --run-dir runs/faster
+    python experiments/rcnn.py --width 32 --init runs/garments --run-dir runs/faster
     python experiments/localization.py --init runs/faster --learning-rate 1e-3 --epochs 10
+
+BENCHMARKS.md says how runs/garments, a classifier of Fashion-MNIST, is made.
 """
 
 import json
@@ -34,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from augmentation import Augmentation, augment, check_augmentation
-from detector_init import BODY_OPTIONS, Start, drawn_variables, start_from
+from detector_init import BODY_OPTIONS, Start, body_of, drawn_variables, start_from
 from training import Training, falling_rate, milliseconds_a_step, train
 from training_flags import OptimizerFlags, RunFlags, optimizer_of
 
@@ -170,12 +172,11 @@ def make_training(config: Config, splits: Mapping[str, DetectionDataset]) -> Tra
 def backbone_of(config: Config) -> dict[str, Any]:
     """Returns the backbone's name and its options: the flags', or those of the run in --init."""
     if config.init is not None and Path(config.init).is_dir():
-        _, _, meta = load_checkpoint(config.init)
+        _, given, meta = load_checkpoint(config.init)
         if meta["model"] == "localizer":
             return {k: v for k, v in meta["options"].items() if k != "num_classes"}
         options = {k: v for k, v in meta["options"].items() if k in BODY_OPTIONS}
-        backbone = config.backbone if meta.get("task") == "detection" else meta["model"]
-        return {"backbone": backbone, "backbone_options": options}
+        return {"backbone": body_of(meta["model"], given), "backbone_options": options}
     flags = {name: getattr(config, name) for name in ("stem", "width", "stage_sizes")}
     return {
         "backbone": config.backbone,

@@ -95,7 +95,7 @@ def test_a_run_in_init_brings_the_backbone_its_options_and_its_normalisation(
     meta |= {"class_names": ["x"] * 10, "task": "detection" if body else "classification"}
     with CheckpointStore(folder) as store:
         store.save(create_state(given, sgd(0.1)), meta=meta)
-    config = dataclasses.replace(config, init=str(folder))
+    config = dataclasses.replace(config, init=str(folder), backbone="vgg11")
     training = localization.make_training(config, localization.load_scenes(config))
     kept = {k: x for k, x in options.items() if k in ("width", "stage_sizes", "stem")}
     assert training.options == {
@@ -113,6 +113,19 @@ def test_a_run_in_init_brings_the_backbone_its_options_and_its_normalisation(
         assert found.keys() == wanted.keys()
         for path, x in wanted.items():
             np.testing.assert_array_equal(found[path], x)
+
+
+def test_the_networks_below_detectors_have_names(localization):
+    inside = {"params": {"backbone": {"body": {}}}}
+    for detector, body in (
+        ("fasterrcnn_resnet50_fpn_v2", "resnet50"),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", "mobilenet_v3_large"),
+        ("retinanet_resnet18_fpn", "resnet18"),
+        ("fasterrcnn_vgg16", "vgg16"),
+    ):
+        assert localization.body_of(detector, inside) == body
+    with pytest.raises(UserError, match=r"a detector with a pyramid, .* got yolox_tiny"):
+        localization.body_of("yolox_tiny", {"params": {"backbone": {"dark2": {}}}})
 
 
 def test_mistakes_are_refused_before_anything_is_written(localization, config):
