@@ -4,8 +4,8 @@
 
 1,000 boxes of a picture of 800 x 1088 pixels, on four levels with 256 channels, 7 x 7 bins of 2 x 2
 samples: the box head's of a Faster R-CNN, forward, and with the features' gradient. Beside a
-CPU-only PyTorch torchvision's compiled operator does not load; its own form in Python, which
-PyTorch compiles, stands in for it, which the table then says.
+CPU-only PyTorch torchvision's compiled operator does not load; one on PyTorch's `grid_sample`
+(torch_operators.py) stands in for it, which the table then says.
 """
 
 import json
@@ -129,7 +129,7 @@ def table_of(results: list[dict[str, Any]], compiled: bool) -> Table:
         torch, ours = ([1000 * s for s in seconds[side]] for side in ("pytorch", "jaxvision"))
         table.add_row(
             "forward and backward" if result["backward"] else "forward",
-            "operator in C++" if compiled else "form in Python, compiled",
+            "operator in C++" if compiled else "stand-in on grid_sample",
             spread(torch, ".0f"),
             spread(ours, ".0f"),
             spread(ratios_of(result), ".2f"),

@@ -11,6 +11,7 @@ import sys
 import time
 
 from torch_loop import import_torch, say
+from torch_operators import plain_nms
 
 THRESHOLDS = {"nms": 0.7, "batched_nms": 0.5}
 MATCHER = (0.7, 0.3, True)  # an RPN's
@@ -39,29 +40,6 @@ def make_boxes(count: int, scene: str):
         sides[stray] = np.exp(rng.uniform(2.5, 5.5, (stray.sum(), 2)))
     boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1).astype(np.float32)
     return boxes, rng.random(count).astype(np.float32), rng.integers(0, CLASSES, count)
-
-
-def plain_nms(torch):
-    """The loop of torchvision's kernel with each of its inner loops as a few PyTorch operations."""
-
-    def nms(boxes, scores, threshold):
-        order = scores.sort(descending=True, stable=True).indices
-        x1, y1, x2, y2 = boxes[order].unbind(1)
-        areas = (x2 - x1) * (y2 - y1)
-        alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-        kept = []
-        for i in range(len(boxes)):
-            if not alive[i]:
-                continue
-            kept.append(i)
-            rest = slice(i + 1, None)
-            w = torch.minimum(x2[i], x2[rest]) - torch.maximum(x1[i], x1[rest])
-            h = torch.minimum(y2[i], y2[rest]) - torch.maximum(y1[i], y1[rest])
-            shared = w.clamp(min=0) * h.clamp(min=0)
-            alive[rest] &= ~(shared / (areas[i] + areas[rest] - shared) > threshold)
-        return order[torch.tensor(kept, dtype=torch.long, device=boxes.device)]
-
-    return nms
 
 
 def make_run(torch, torchvision, kind: str, scene: str, count: int, device: str):

@@ -11,6 +11,7 @@ import sys
 import time
 
 from torch_loop import import_torch, say
+from torch_operators import use_operators_in_python
 
 STRIDES = (4, 8, 16, 32)
 BINS = 7
@@ -56,7 +57,7 @@ def make_run(torch, torchvision, boxes, size, channels, backward, device):
 
     def run():
         y = pool(maps, rois, [tuple(size)])
-        torch.autograd.grad(y, list(maps.values()), y.detach())
+        torch.autograd.grad(y, list(maps.values()), y.detach(), allow_unused=True)
         return y.detach()
 
     return run
@@ -72,10 +73,13 @@ def main() -> None:
     if torchvision is None:
         say(missing="No module named 'torchvision'")
         return
-    import torchvision.ops
+    import torchvision.models.detection
 
+    compiled = torchvision.extension._has_ops()
+    if not compiled:
+        use_operators_in_python(torch)
     facts = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    say(**facts, threads=torch.get_num_threads(), compiled=torchvision.extension._has_ops())
+    say(**facts, threads=torch.get_num_threads(), compiled=compiled)
     current, run = None, None
     for line in sys.stdin:
         request = json.loads(line)

@@ -13,6 +13,7 @@ from jaxvision.ops import (
     conv_output_size,
     conv_transpose2d,
     conv_transpose_output_size,
+    convolution,
 )
 
 CASES = [  # (h, w), kernel, stride, padding, groups, channels
@@ -151,6 +152,57 @@ def test_the_forms_for_the_cpu_equal_xlas_own_and_its_gradients(
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for ours, xlas in zip(got, run(), strict=True):
         np.testing.assert_allclose(ours, xlas, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding"),
+    [
+        ((5, 7, 6, 3), (3, 3), (1, 1), (1, 1)),  # some pictures a piece
+        ((2, 17, 9, 3), (3, 2), (2, 1), (1, 0)),  # some rows
+        ((1, 40, 15, 2), (7, 7), (2, 2), (3, 3)),
+        ((1, 17, 17, 4), (3, 3), (4, 4), (0, 0)),  # a stride that passes over rows
+    ],
+)
+def test_a_kernels_gradient_by_pieces_equals_xlas(monkeypatch, shape, kernel, stride, padding):
+    x, weights = normal(0, *shape), normal(1, *kernel, shape[-1], 4)
+    dx, dweights = normal(2, *x.shape), normal(3, *weights.shape)
+
+    def results(conv):
+        y, vjp = jax.vjp(conv, x, weights)
+        cotangent = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        forward = jax.jvp(conv, (x, weights), (dx, dweights))
+        # By the kernel, of a gradient by the input: the second derivatives.
+        second = jax.grad(lambda w: (jax.vjp(conv, x, w)[1](cotangent)[0] ** 2).sum())(weights)
+        return y, *vjp(cotangent), *forward, second
+
+    def run():
+        return jax.jit(lambda: results(lambda x, w: conv2d(x, w, stride, padding)))()
+
+    counts, cuts = [], convolution._cuts
+    monkeypatch.setattr(convolution, "_cuts", lambda *a: counts.append(a[1]) or cuts(*a))
+    monkeypatch.setattr(convolution, "PIECE_BYTES", 256)
+    got = run()
+    assert max(counts) > 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    expected = run()
+    for ours, xlas in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, xlas, rtol=1e-4, atol=1e-3)
+
+
+def test_a_frozen_kernel_costs_no_gradient(monkeypatch):
+    monkeypatch.setattr(convolution, "PIECE_BYTES", 64)
+    x, weights = normal(0, 4, 8, 8, 3), normal(1, 3, 3, 3, 4)
+
+    def convolutions(conv, *arguments):
+        gradient = jax.grad(lambda *a: conv(*a).sum())
+        return str(jax.make_jaxpr(gradient)(*arguments)).count("conv_general_dilated[")
+
+    assert convolutions(lambda x: conv2d(x, weights), x) == 2
+    assert convolutions(lambda w: conv2d(x, w), weights) > 8
+    assert conv2d(x, weights).shape == (4, 6, 6, 4)
+    # Several devices share the maps: they would send one another the pieces.
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert convolutions(lambda w: conv2d(x, w), weights) == 2
 
 
 @pytest.mark.parametrize("channels", [1, 2])
