@@ -22,6 +22,7 @@ from jaxvision.data import ArrayDataset, Batches
 from jaxvision.errors import UserError
 from jaxvision.losses import classification_loss, cross_entropy
 from jaxvision.metrics import accuracy
+from jaxvision.models import init_variables
 from jaxvision.models.layers import BatchNorm, Dense
 from jaxvision.ops import normalize_images
 from jaxvision.train import TrainState, create_state, make_train_step
@@ -164,7 +165,7 @@ class Trainer:
 @functools.lru_cache(maxsize=8)
 def first_variables(model: DeepNetwork, shape: tuple[int, ...], seed: int) -> Any:
     """The same start for every trainer of a network. Compiling the draw takes longer than a run."""
-    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape)))
+    return init_variables(model, jax.random.key(seed), shape)
 
 
 def forgetful(loss_fn, forget: str):

@@ -20,7 +20,7 @@ from training import fit_in_run
 from jaxvision.data import ArrayDataset, Batches
 from jaxvision.errors import UserError, describe_os_error
 from jaxvision.losses import classification_loss
-from jaxvision.models import Head, get_model
+from jaxvision.models import Head, get_model, init_variables
 from jaxvision.ops import normalize_images
 from jaxvision.predict import Predictor
 from jaxvision.report import read_records, write_classification_report
@@ -97,8 +97,7 @@ def train_classifier(
     model = get_model(task.model, **options)
     variables = task.variables
     if variables is None:
-        blank = jnp.zeros((1, *task.input_shape), jnp.float32)
-        variables = jax.jit(model.init)(jax.random.key(task.seed), blank)
+        variables = init_variables(model, jax.random.key(task.seed), task.input_shape)
     tx = task.tx
     if task.head is not None:
         tx = freeze(tx, variables["params"], "/".join((*task.head, "**")))

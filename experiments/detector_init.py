@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.train.checkpoint import load_checkpoint
 from jaxvision.types import Variables
 from jaxvision.weights import find_weights, load_weights, put_backbone, read_torch
@@ -32,7 +31,7 @@ class Start(NamedTuple):
 
 def drawn_variables(model: str, options: Mapping[str, Any], seed: int) -> Variables:
     network = get_model(model, **options)
-    return jax.jit(network.init)(jax.random.key(seed), jnp.zeros(INPUT_SHAPE, jnp.float32))
+    return init_variables(network, jax.random.key(seed), INPUT_SHAPE[1:])
 
 
 def start_from(

@@ -29,7 +29,7 @@ from training_flags import optimizer_of
 from jaxvision.data import DetectionDataset
 from jaxvision.errors import UserError
 from jaxvision.losses.regions import region_classification_loss
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.models.rcnn import RCNN
 from jaxvision.train import TrainState, create_state, evaluate, make_eval_step, make_train_step
 from jaxvision.train.checkpoint import CheckpointStore, load_checkpoint
@@ -171,8 +171,7 @@ def first_classifier(config: Any, options: Mapping[str, Any]) -> Start:
         return Start(given, normal.mean, normal.std)
     network = get_model(name, num_classes=options["num_classes"], **kept)
     side = options["crop_size"]
-    blank = jnp.zeros((1, side, side, 3), jnp.float32)
-    drawn = jax.jit(network.init)(jax.random.key(config.seed), blank)
+    drawn = init_variables(network, jax.random.key(config.seed), (side, side, 3))
     if config.init is None:
         return Start(drawn, MEAN, STD)
     _, given, meta = load_checkpoint(config.init)

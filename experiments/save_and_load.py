@@ -45,6 +45,7 @@ from weight_files import (
 )
 
 from jaxvision.errors import UserError, describe_os_error, exit_on_user_error
+from jaxvision.models import init_variables
 from jaxvision.train.checkpoint import load_variables
 from jaxvision.train.run import enable_compilation_cache
 from jaxvision.weights import load_weights, read_torch
@@ -307,8 +308,8 @@ def start_weights(config: Config, model: nn.Module, options: dict[str, Any]) -> 
     """Returns the variables to be saved, on the device."""
     if config.weights is not None:
         return jax.device_put(load_weights(config.model, config.weights, **options))
-    picture = make_picture(config.picture_size, config.seed)
-    return jax.jit(model.init)(jax.random.key(config.seed), picture)
+    side = config.picture_size
+    return init_variables(model, jax.random.key(config.seed), (side, side, 3))
 
 
 @contextmanager

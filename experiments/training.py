@@ -11,10 +11,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.report import read_records
 from jaxvision.train import TrainState, create_state, fit, make_train_step
 from jaxvision.train.checkpoint import CheckpointStore
@@ -60,8 +59,8 @@ def train(training: Training, run: Run, *, log_every: int) -> None:
     model = get_model(training.model, **training.options)
     resident = training.input_shape is None
     input_shape = tuple(dataset.images.shape[1:] if resident else training.input_shape)
-    blank = jnp.zeros((1, *input_shape), jnp.float32)
-    variables = training.initial or jax.jit(model.init)(jax.random.key(training.seed), blank)
+    key = jax.random.key(training.seed)
+    variables = training.initial or init_variables(model, key, input_shape)
     run.write_config(
         data_source=dataset.source,
         train_pictures=len(dataset),

@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import tyro
 from classifier import Task, train_classifier
 from transfer_advice import advise
@@ -35,7 +34,7 @@ from transfer_pretrained import show_pretrained, write_predictions
 
 from jaxvision.data import load_splits
 from jaxvision.errors import UserError, exit_on_user_error
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.train.checkpoint import CheckpointStore
 from jaxvision.train.optim import sgd, step_lr
 from jaxvision.train.run import Run, enable_compilation_cache
@@ -146,8 +145,7 @@ def initial_variables(config: Config, num_classes: int, side: int) -> Any:
             config.model, config.init, num_classes=num_classes, seed=config.seed, **config.options
         )
     model = get_model(config.model, num_classes=num_classes, **config.options)
-    images = jnp.zeros((1, side, side, 3))
-    return jax.jit(model.init)(jax.random.key(config.seed), images)
+    return init_variables(model, jax.random.key(config.seed), (side, side, 3))
 
 
 def head_path(model: str) -> tuple[str, ...]:

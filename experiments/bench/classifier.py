@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +38,7 @@ from jaxvision.data import ArrayDataset, Batches, load_splits
 from jaxvision.data.idx import idx_bytes
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.losses import classification_loss
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.train import create_state, fit, make_train_step
 from jaxvision.train.log import RunLog
 from jaxvision.train.optim import sgd
@@ -86,8 +85,7 @@ class JaxvisionLoop:
 
     def __init__(self, dataset: ArrayDataset, batch_size: int):
         model = get_model("lenet", num_classes=len(dataset.class_names))
-        blank = jnp.zeros((1, *dataset.images.shape[1:]))
-        variables = jax.jit(model.init)(jax.random.key(0), blank)
+        variables = init_variables(model, jax.random.key(0), dataset.images.shape[1:])
         tx = sgd(1e-3, momentum=0.9)
         self.batches = Batches(dataset, batch_size=batch_size)
         self.data = ResidentData(self.batches)

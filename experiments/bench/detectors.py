@@ -33,7 +33,7 @@ from yolo import made_up_batches, spread
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.losses import faster_rcnn_loss, mask_rcnn_loss, retinanet_loss
 from jaxvision.losses.rcnn import Sampling
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.models.detection import make_detector
 from jaxvision.train import create_state, make_train_step
 from jaxvision.train.optim import adamw
@@ -129,8 +129,8 @@ class Workload:
         self.options = {**NETWORKS[self.name], "num_classes": NUM_CLASSES}
         dtype = jnp.float32 if config.device == "cpu" else jnp.bfloat16
         model = get_model(self.name, **self.options, dtype=dtype)
-        blank = jnp.zeros((1, 64, 64, 3), jnp.float32)
-        self.start = jax.device_get(jax.jit(model.init)(jax.random.key(config.seed), blank))
+        drawn = init_variables(model, jax.random.key(config.seed), (64, 64, 3))
+        self.start = jax.device_get(drawn)
         tx = adamw(RATE, weight_decay=WEIGHT_DECAY)
         family = self.name.partition("_")[0]
         sampling = {} if family == "retinanet" else {"sampling": sampling_of(self.name)}

@@ -25,7 +25,7 @@ from torch_loop import TorchProcess
 
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.losses import classification_loss
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.train import create_state, make_train_step
 from jaxvision.train.optim import sgd
 from jaxvision.train.run import enable_compilation_cache
@@ -56,7 +56,7 @@ class Workload:
         dtype = jnp.float32 if device == "cpu" else jnp.bfloat16
         model = get_model(name, dtype=dtype)
         images = jax.random.normal(jax.random.key(0), (batch_size, 224, 224, 3))
-        variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+        variables = init_variables(model, jax.random.key(0), images.shape[1:])
         tx = sgd(0.01, momentum=0.9)
         self.batch = {"image": images, "label": jnp.arange(batch_size) % 1000}
         self.state = create_state(variables, tx)

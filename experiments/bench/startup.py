@@ -72,11 +72,10 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import classifier  # noqa: F401  (all that a run of fashion_mnist.py imports)
     import jax
-    import jax.numpy as jnp
 
     from jaxvision.data import Batches, load_splits
     from jaxvision.losses import classification_loss
-    from jaxvision.models import get_model
+    from jaxvision.models import get_model, init_variables
     from jaxvision.train import create_state, make_train_step
     from jaxvision.train.optim import sgd
     from jaxvision.train.resident import ResidentData
@@ -93,8 +92,7 @@ def main() -> None:
     )["train"]
     loaded = time.perf_counter()
     model = get_model("lenet", num_classes=len(train.class_names))
-    blank = jnp.zeros((1, *train.images.shape[1:]))
-    variables = jax.jit(model.init)(jax.random.key(0), blank)
+    variables = init_variables(model, jax.random.key(0), train.images.shape[1:])
     tx = sgd(1e-3, momentum=0.9)
     data = ResidentData(Batches(train, batch_size=BATCH_SIZE))
     state = create_state(variables, tx)

@@ -33,7 +33,7 @@ from torch_loop import TorchProcess
 
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.losses import yolov1_loss
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.ops import normalize_images
 
 HERE = Path(__file__).resolve().parent
@@ -101,8 +101,7 @@ class Workload:
 
     def __init__(self, batches: dict[str, np.ndarray], seed: int, class_loss: str, dtype: Any):
         model = get_model("yolov1_tiny", num_classes=CLASSES, dtype=dtype)
-        image = batches["image"][0, :1].astype(np.float32)
-        variables = jax.jit(model.init)(jax.random.key(seed), image)
+        variables = init_variables(model, jax.random.key(seed), batches["image"].shape[2:])
         self.start = jax.device_get(variables)
         if dtype == jnp.float64:
             variables = jax.tree.map(lambda x: x.astype(dtype) if x.ndim else x, variables)

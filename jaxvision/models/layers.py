@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "norma
 """N(0, 2 / fan_out), torch's kaiming_normal_ with mode="fan_out" (arXiv:1502.01852)."""
 
 
+@cache
 def fan_in_uniform(fan_in: int) -> Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's draw for weights *and* biases of Linear and Conv.
 

@@ -28,11 +28,11 @@ def put_backbone(variables: Variables, classifier: Variables) -> dict[str, Any]:
     frozen. VGG's hidden layers become fc6 and fc7, where they fit. What does not fit is a
     `UserError` that lists it.
 
-    >>> from jaxvision.models import get_model
-    >>> images, key = np.zeros((1, 64, 64, 3), np.float32), jax.random.key(0)
-    >>> resnet = jax.jit(get_model("resnet18").init)(key, images)
+    >>> from jaxvision.models import get_model, init_variables
+    >>> key, shape = jax.random.key(0), (64, 64, 3)
+    >>> resnet = init_variables(get_model("resnet18"), key, shape)
     >>> detector = get_model("fasterrcnn_resnet18_fpn", num_classes=3)
-    >>> variables = put_backbone(jax.jit(detector.init)(key, images), resnet)
+    >>> variables = put_backbone(init_variables(detector, key, shape), resnet)
     """
     given = {path[1:]: leaf for path, leaf in _flat(classifier)}
     flat = dict(_flat(variables))

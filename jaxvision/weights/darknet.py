@@ -7,7 +7,7 @@ All is as in the author's code (github.com/pjreddie/darknet, src/parser.c), whos
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
 from jaxvision.models.darknet_layers import DarknetLayers, parse_section
+from jaxvision.models.initialization import jit_once
 from jaxvision.models.yolov1 import YOLOv1
 from jaxvision.types import Variables
 from jaxvision.weights.darknet_cfg import DarknetNetwork, read_darknet_cfg
@@ -247,7 +248,5 @@ def _network_of(name: str, model: nn.Module) -> DarknetNetwork:
 
 def _fresh_head(model: nn.Module, input_shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
     """Returns what `model.init` draws for the head; XLA drops the rest."""
-    draw: Callable[[jax.Array], Any] = jax.jit(
-        lambda key: model.init(key, jnp.zeros((1, *input_shape)))["params"]["head"]
-    )
+    draw = jit_once(lambda key: model.init(key, jnp.zeros((1, *input_shape)))["params"]["head"])
     return jax.tree.map(np.array, draw(jax.random.key(seed)))

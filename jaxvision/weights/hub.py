@@ -16,6 +16,7 @@ import numpy as np
 from jaxvision.data.download import download
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
+from jaxvision.models.initialization import jit_once
 from jaxvision.weights.catalog import CATALOG, find_weights, options_needed
 from jaxvision.weights.convert import count_by_shape, count_classes, from_torch, template_leaves
 from jaxvision.weights.darknet import load_darknet
@@ -128,12 +129,11 @@ def _fresh_heads(
     """Returns what `model.init` draws for the heads. XLA drops the rest of init, which is slow."""
     model = get_model(name, **options)
 
-    @jax.jit
     def draw(key: jax.Array) -> Any:
         params = model.init(key, jnp.zeros(INPUT_SHAPE))["params"]
         return [_at(params, head.split(".")) for head in heads]
 
-    return jax.tree.map(np.array, draw(jax.random.key(seed)))
+    return jax.tree.map(np.array, jit_once(draw)(jax.random.key(seed)))
 
 
 def _at(tree: Any, path: list[str]) -> Any:

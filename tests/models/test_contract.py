@@ -13,7 +13,7 @@ import pytest
 
 from jaxvision.errors import UserError
 from jaxvision.losses import classification_loss
-from jaxvision.models import Head, get_model, list_models
+from jaxvision.models import Head, get_model, init_variables, list_models
 from jaxvision.train import create_state, make_train_step
 
 NARROW = "convolutional filters=8 size=3 stride=32 pad=1 activation=leaky"
@@ -48,12 +48,12 @@ MODELS = {  # parameters with the default options, [h, w, c] of a picture, other
     "rcnn": (13_193_892, (32, 32, 3), {"backbone_options": {"width": 16}}),
     "resnet18": (11_689_512, (32, 32, 3), {"stem": "small"}),
     "resnet34": (21_797_672, (32, 32, 3), {"width": 16}),
-    "resnet50": (25_557_032, (32, 32, 3), {"width": 16}),
-    "resnet101": (44_549_160, (32, 32, 3), {"width": 16}),
-    "resnet152": (60_192_808, (32, 32, 3), {"width": 16}),
-    "resnext50_32x4d": (25_028_904, (32, 32, 3), {"width": 16}),
-    "resnext101_32x8d": (88_791_336, (32, 32, 3), {"width": 16}),
-    "resnext101_64x4d": (83_455_272, (32, 32, 3), {"width": 16}),
+    "resnet50": (25_557_032, (32, 32, 3), {"width": 16, "stage_sizes": [1, 1, 2, 1]}),
+    "resnet101": (44_549_160, (32, 32, 3), {"width": 16, "stage_sizes": [1, 1, 2, 1]}),
+    "resnet152": (60_192_808, (32, 32, 3), {"width": 16, "stage_sizes": [1, 1, 2, 1]}),
+    "resnext50_32x4d": (25_028_904, (32, 32, 3), {"width": 16, "stage_sizes": [1, 1, 2, 1]}),
+    "resnext101_32x8d": (88_791_336, (32, 32, 3), {"width": 16, "stage_sizes": [1, 1, 2, 1]}),
+    "resnext101_64x4d": (83_455_272, (32, 32, 3), {"width": 16, "stage_sizes": [1, 1, 2, 1]}),
     "retinanet_resnet18_fpn": (21_048_471, (32, 32, 3), {"anchor_sizes": [8, 16, 32, 64, 96]}),
     "retinanet_resnet50_fpn": (34_014_999, (32, 32, 3), {"norm_eps": 0.0, "width": 16}),
     "retinanet_resnet50_fpn_v2": (38_198_935, (32, 32, 3), {"width": 16, "fpn_features": 48}),
@@ -68,8 +68,8 @@ MODELS = {  # parameters with the default options, [h, w, c] of a picture, other
     "vgg16_bn": (138_365_992, (32, 32, 3), {"hidden": 32}),
     "vgg19": (143_667_240, (32, 32, 3), {"hidden": 32}),
     "vgg19_bn": (143_678_248, (32, 32, 3), {"hidden": 32}),
-    "wide_resnet50_2": (68_883_240, (32, 32, 3), {"width": 16}),
-    "wide_resnet101_2": (126_886_696, (32, 32, 3), {"width": 16}),
+    "wide_resnet50_2": (68_883_240, (32, 32, 3), {"width": 16, "stage_sizes": [1, 1, 2, 1]}),
+    "wide_resnet101_2": (126_886_696, (32, 32, 3), {"width": 16, "stage_sizes": [1, 1, 2, 1]}),
     "yolov1": (197_301_875, (448, 448, 3), {"bounded": True, "layers": [NARROW]}),
     "yolov1_tiny": (1_132_468, (32, 32, 3), {"grid_size": 2}),
     "yolox_darknet53": (63_724_767, (32, 32, 3), {"width": 0.125}),
@@ -177,16 +177,6 @@ def test_parameter_count_and_dtype(name):
     assert {x.dtype for x in leaves} == {jnp.dtype("float32")}
 
 
-@every_model
-def test_output_shape(name):
-    model = get_model(name, num_classes=2)
-    outputs, _ = jax.eval_shape(
-        lambda key, x: model.init_with_output(key, x), jax.random.key(0), pictures(name, 3)
-    )
-    logits = logits_of(outputs)
-    assert (logits.shape, logits.dtype) == (logits_shape(name, 3, 2), jnp.float32)
-
-
 @every_kind
 def test_evaluation_and_training_mode(name):
     model, variables = made(name)
@@ -282,7 +272,7 @@ def test_overfits_one_batch(name):
 
 
 @every_model
-def test_options_from_json_build_the_same_module(name):
+def test_options_from_json_build_the_same_module_and_its_output(name):
     options = {**MODELS[name][2], "num_classes": 7, "dtype": "bfloat16"}
     read = get_model(name, **json.loads(json.dumps(options)))
     written = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
@@ -332,3 +322,11 @@ def test_unknown_names_and_options():
         get_model("mlp", width=3, depth=2)
     with pytest.raises(UserError, match="no option parent"):  # linen's own field
         get_model("mlp", parent=None)
+
+
+def test_first_variables_are_those_of_init():
+    model, variables = made("resnet18")
+    drawn = init_variables(model, jax.random.key(0), MODELS["resnet18"][1])
+    jax.tree.map(np.testing.assert_array_equal, drawn, variables)
+    other = init_variables(model, jax.random.key(1), MODELS["resnet18"][1])
+    assert not np.array_equal(other["params"]["fc"]["kernel"], drawn["params"]["fc"]["kernel"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.train import create_state
 from jaxvision.train.checkpoint import (
     CheckpointStore,
@@ -36,7 +36,9 @@ IMAGES = jnp.zeros((1, 28, 28, 1))
 
 @functools.cache
 def new_variables(model, options, seed):
-    return jax.jit(get_model(model, **json.loads(options)).init)(jax.random.key(seed), IMAGES)
+    return init_variables(
+        get_model(model, **json.loads(options)), jax.random.key(seed), IMAGES.shape[1:]
+    )
 
 
 def new_state(*, tx=None, ema=False, seed=0, step=0, model="lenet", **options):

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh
 
 from jaxvision.data import ArrayDataset, Batches
 from jaxvision.losses import classification_loss
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.train import create_state, evaluate, make_eval_step, make_train_step
 from jaxvision.train.optim import rising_decay, sgd
 from jaxvision.train.resident import ResidentData
@@ -288,7 +288,7 @@ def train_on_eight_devices():
     dataset = ArrayDataset(images, labels, ("class",) * 10, "noise", "train", "made")
     batches = Batches(dataset, batch_size=16)  # the last of six is padded
     model, tx = get_model("lenet"), sgd(0.05, momentum=0.9)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    variables = init_variables(model, jax.random.key(0), (28, 28, 1))
     resident = ResidentData(batches, explicit)
     variants = {
         "one device": (batches, {}),

@@ -11,7 +11,7 @@ import pytest
 
 from jaxvision.errors import UserError
 from jaxvision.losses import classification_loss
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.train import create_state, make_train_step
 from jaxvision.train.checkpoint import CheckpointStore
 from jaxvision.train.optim import adam, freeze, sgd
@@ -23,7 +23,7 @@ PARAMS = {"conv1": {"kernel": 1}, "layer1": {"0": {"bias": 2, "kernel": 3}}, "fc
 @pytest.fixture(scope="module")
 def network():
     model = get_model("resnet18", width=8, stem="small", num_classes=3)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    variables = init_variables(model, jax.random.key(0), (16, 16, 3))
     # A negative zero is another pattern of bits than the zero that adding 0 makes of it.
     kernel = variables["params"]["conv1"]["kernel"]
     variables["params"]["conv1"]["kernel"] = kernel.at[0, 0, 0, 0].set(-0.0)
