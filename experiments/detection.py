@@ -26,7 +26,7 @@ from jaxvision.report.detection import write_detection_report
 from jaxvision.train import TrainState, evaluate, make_eval_step
 from jaxvision.train.checkpoint import load_checkpoint
 from jaxvision.train.run import Run, read_config
-from jaxvision.types import LossFn, PaddedInstances
+from jaxvision.types import LossFn, PaddedInstances, PaddedPoses
 
 SHOWN = 500
 """Test pictures that the report's pictures, pies and curves are made of."""
@@ -53,8 +53,9 @@ class Finder:
     """`variables -> what is found` in every picture of a data set: boxes in its own pixels.
 
     `prepare` brings the pictures to the one size that the model takes, or to one that fits into
-    one of `buckets`. What a model finds with masks has them as run lengths of the whole picture;
-    `masks` is for `batches`, whose objects then have theirs, as the loss of such a model wants it.
+    one of `buckets`. What a model finds with masks has them as run lengths of the whole picture,
+    what it finds with keypoints has those; `masks` and `keypoints` are for `batches`, whose objects
+    then have theirs, as the loss of such a model wants it.
     A model that is given proposals looks at the first `num_proposals` of `proposals`.
     """
 
@@ -70,6 +71,7 @@ class Finder:
         batch_size: int = 32,
         buckets: Sequence[tuple[int, int]] | None = None,
         masks: bool = False,
+        keypoints: bool = False,
         proposals: Proposals | None = None,
         num_proposals: int | None = None,
     ):
@@ -84,6 +86,7 @@ class Finder:
             transform=None if already else prepare,
             buckets=buckets,
             masks=masks,
+            keypoints=keypoints,
             proposals=proposals,
             num_proposals=num_proposals,
         )
@@ -121,6 +124,9 @@ class Finder:
                     boxes = results[index]["boxes"]
                     masks = BoxMasks(found.masks[row][real], boxes, placement.original)
                     results[index]["masks"] = masks.run_lengths()
+                if isinstance(found, PaddedPoses):
+                    points = placement.points_to_original(found.keypoints[row][real])
+                    results[index]["keypoints"] = points
         return results
 
 
@@ -260,7 +266,8 @@ def report(
 ) -> dict[str, Any]:
     """Writes predictions.npz, result.json and report.html; returns and prints the test scores.
 
-    `targets` are the objects of the test pictures with what the data set's own do not have: masks.
+    `targets` are the objects of the test pictures with what the data set's own do not have: masks,
+    or keypoints.
     """
     result = {**scores_of(found, dataset, similar), **throughput, **extra}
     save_predictions(run_dir / PREDICTIONS, found, dataset)
@@ -271,8 +278,9 @@ def report(
         f"mAP@0.5 {result['mAP50']:.4f} (by VOC07's 11 points {result['mAP50_voc07']:.4f}), "
         f"COCO AP {result['coco_ap']:.4f}"
     )
-    if "mask_ap" in result:
-        words += f", of masks {result['mask_ap']:.4f}"
+    for kind in ("mask", "keypoint"):
+        if f"{kind}_ap" in result:
+            words += f", of {kind}s {result[f'{kind}_ap']:.4f}"
     path = write_detection_report(
         run_dir,
         title=title,

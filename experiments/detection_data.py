@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from jaxvision.data import DetectionDataset, load_detection
+from jaxvision.data.keypoints import with_extreme_points
 from jaxvision.errors import UserError
 from jaxvision.metrics.errors import SIMILAR_CLASSES, ClassGroups
 
@@ -21,6 +22,10 @@ Name = Literal[
     "voc_xml",
     "yolo_txt",
 ]
+
+
+WITH_KEYPOINTS = ("coco", "coco_json")
+"""Whose files may have keypoints."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,21 @@ class DetectionData:
     --num-train 8 leaves eight. Take --flip 0 --scale 1 1 --colors 0 with it."""
 
 
-def load_splits(config: DetectionData) -> dict[str, DetectionDataset]:
+def load_splits(config: DetectionData, *, keypoints: bool = False) -> dict[str, DetectionDataset]:
     """Loads "train", "val" and "test", no larger than asked for; to overfit, all three the same.
 
     A data set without a test set is tested on its validation set, and one without a validation set
-    is validated on its test set, which is said; one that has neither is refused.
+    is validated on its test set, which is said; one that has neither is refused. With `keypoints`
+    objects have those of the files, which are COCO's, or else their masks' extreme points.
     """
-    splits = _splits(config)
+    splits = _splits(config, keypoints)
+    if keypoints and config.data not in WITH_KEYPOINTS:
+        print(f"{config.data}: its keypoints are the extreme points of its masks")
+        splits = {name: with_extreme_points(split) for name, split in splits.items()}
     return dict.fromkeys(splits, splits["train"]) if config.overfit else splits
 
 
-def _splits(config: DetectionData) -> dict[str, DetectionDataset]:
+def _splits(config: DetectionData, keypoints: bool) -> dict[str, DetectionDataset]:
     counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     wrong = [f"--num-{name} {n}" for name, n in counts.items() if n is not None and n < 1]
     if wrong:
@@ -72,6 +81,8 @@ def _splits(config: DetectionData) -> dict[str, DetectionDataset]:
         return load_detection(
             config.data, size=config.picture_size, data=config.garments, counts=given, **common
         )
+    if keypoints and config.data in WITH_KEYPOINTS:
+        common["keypoints"] = True
     splits = load_detection(config.data, **common)
     trained = config.train_split
     if trained not in splits:

@@ -1,8 +1,9 @@
-"""Mask R-CNN: what is where, and which pixels are its; trained, evaluated, and looked at.
+"""Mask R-CNN and Keypoint R-CNN: what is where, and which pixels or which points are its.
 
     python experiments/mask_rcnn.py --init runs/rcnn/TIME          # garment_scenes
     python experiments/mask_rcnn.py --data penn_fudan              # torchvision's tutorial
     python experiments/mask_rcnn.py --data coco_json --source my_pictures
+    python experiments/mask_rcnn.py --model keypointrcnn_resnet18_fpn --init runs/rcnn/TIME
 
 Mask R-CNN (arXiv:1703.06870) is Faster R-CNN with a small network more, which says of each pixel of
 a found box whether it is the object's. So `--init` may be the run of a Faster R-CNN of
@@ -14,9 +15,13 @@ tenth of it every three epochs, rising through the first. Its figures after ten 
 .74 to .76 and a mask AP of .72 to .73. For pictures of your own the same is done. garment_scenes,
 where nothing can be downloaded, has a slim network, AdamW, and a moving average of the weights.
 
-COCO's AP of boxes and of masks is computed after each epoch; the best checkpoint is the one of the
-highest mask AP. The run folder has the checkpoints, metrics.jsonl, report.html with the masks of
-test pictures, result.json and predictions.npz.
+Keypoint R-CNN (section 5 of the paper) has a branch for places with a name in place of the masks.
+Data sets in COCO's form have these in their files; of any other one with masks, also of
+garment_scenes, the keypoints are each mask's leftmost, topmost, rightmost and bottommost point.
+
+COCO's AP of boxes and of masks, or of keypoints, is computed after each epoch; the best checkpoint
+is the one of the highest mask or keypoint AP. The run folder has the checkpoints, metrics.jsonl,
+report.html with what was found in test pictures, result.json and predictions.npz.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +41,7 @@ from training_flags import RunFlags, optimizer_of
 
 from jaxvision.data import DetectionBatches, DetectionDataset
 from jaxvision.errors import UserError, exit_on_user_error
-from jaxvision.losses import mask_rcnn_loss
+from jaxvision.losses import keypoint_rcnn_loss, mask_rcnn_loss
 from jaxvision.losses.rcnn import Sampling
 from jaxvision.metrics.coco import coco_scores
 from jaxvision.ops import encode_masks
@@ -46,7 +51,13 @@ from jaxvision.train.run import Run, enable_compilation_cache
 from jaxvision.types import LossFn
 from jaxvision.weights.catalog import options_needed
 
-Model = Literal["maskrcnn_resnet18_fpn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"]
+Model = Literal[
+    "maskrcnn_resnet18_fpn",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "keypointrcnn_resnet18_fpn",
+    "keypointrcnn_resnet50_fpn",
+]
 STAGES = ("layer4", "layer3", "layer2", "layer1", "conv1")
 """Of a ResNet, in the order in which torchvision trains more and more of them."""
 GARMENTS: dict[str, Any] = {
@@ -77,6 +88,8 @@ TUTORIAL: dict[str, Any] = {
     "colors": 0.0,
 }
 """What is meant where a flag is not given: for garment_scenes, and for everything else."""
+SLIM_KEYPOINTS = {"head_depth": 4, "head_features": 64}
+"""The keypoints' branch for garment_scenes."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +100,20 @@ class Config(RunFlags, Thresholds, SizeFlags):
     colors: float | None = None
     """How much hue, saturation and value change: by default 1 for garment_scenes, else 0."""
     model: Model | None = None
-    """By default maskrcnn_resnet18_fpn for garment_scenes and maskrcnn_resnet50_fpn otherwise, or
-    what the run in --init has."""
+    """By default maskrcnn_resnet18_fpn for garment_scenes and maskrcnn_resnet50_fpn otherwise; on
+    the backbone of the run in --init."""
     init: str | None = None
     """First weights: the folder of a Faster R-CNN's or Mask R-CNN's run, a file, or the name of
     published ones. By default none for garment_scenes and COCO_V1 otherwise; "none" for none."""
     fpn_features: int | None = None
-    """The pyramid's and the mask head's channels, by default 64 for garment_scenes, else 256."""
+    """The pyramid's and the mask branch's channels, by default 64 for garment_scenes, else 256."""
     anchor_sizes: tuple[int, ...] | None = None
     """In pixels, one for each level; by default 16 32 64 96 for garment_scenes."""
     num_anchors: int = 256
     """Anchors of a picture that the loss looks at."""
     num_rois: int | None = None
-    """Regions of a picture that the loss looks at, a quarter of them with an object and so with a
-    mask; by default 64 for garment_scenes and 512 otherwise."""
+    """Regions of a picture that the loss looks at, a quarter of them with an object and so with its
+    mask or keypoints; by default 64 for garment_scenes and 512 otherwise."""
     trainable_layers: int | None = None
     """How many stages of the ResNet are trained, from the last one on: 5, all, for garment_scenes
     and without first weights, else 3."""
@@ -124,13 +137,14 @@ class Config(RunFlags, Thresholds, SizeFlags):
 def main(config: Config) -> dict[str, Any]:
     config = settled(config)
     check(config)
-    splits = load_splits(config)
+    keypoints = of_keypoints(config)
+    splits = load_splits(config, keypoints=keypoints)
     for split in splits.values():
-        if split.masks is None:
+        if split.masks is None and not keypoints:
             raise UserError(f"{split.name}: expected objects with masks, got a data set with none")
-    pictures = Pictures(config, config, with_masks=True)
+    pictures = Pictures(config, config, with_masks=not keypoints, with_keypoints=keypoints)
     test = splits["test"]
-    targets = with_masks(test)
+    targets = with_branch(test, keypoints)
     with Run("mask_rcnn", config, run_dir=config.run_dir, resume=config.resume) as run:
         return train_and_report(
             config,
@@ -139,16 +153,20 @@ def main(config: Config) -> dict[str, Any]:
             test,
             lambda model, meta: pictures.finder(model, test, meta["mean"], meta["std"]),
             similar=similar_classes(config),
-            more=lambda found: mask_precisions(found, targets, test.class_names),
+            more=lambda found: branch_precisions(found, targets, test.class_names, keypoints),
             targets=targets,
         )
+
+
+def of_keypoints(config: Config) -> bool:
+    return config.model.startswith("keypointrcnn")
 
 
 def settled(config: Config) -> Config:
     """Returns the config with what its data set means by every flag that was not given."""
     defaults = dict(GARMENTS if config.data == "garment_scenes" else TUTORIAL)
     if config.init is not None and Path(config.init).is_dir():
-        defaults["model"] = _model_of_run(config.init)
+        defaults["model"] = _model_of_run(config.init, config.model)
     if config.init == "none":
         defaults["trainable_layers"] = len(STAGES)
     missing = {name: x for name, x in defaults.items() if getattr(config, name) is None}
@@ -159,19 +177,22 @@ def make_training(
     config: Config, splits: dict[str, DetectionDataset], pictures: Pictures
 ) -> Training:
     train_set, val = splits["train"], splits["val"]
+    keypoints = of_keypoints(config)
     options = options_of(config, len(train_set.class_names))
+    if keypoints:
+        options["num_keypoints"] = len(train_set.keypoint_names)
     start = first_weights(config, options)
     batches = pictures.batches(train_set, config.batch_size, train=True)
     rate = rate_of(config, batches)
     tx = optimizer_of(config, rate)
     if config.trainable_layers < len(STAGES):
         tx = freeze(tx, start.variables["params"], trainable_of(config.trainable_layers))
-    targets = with_masks(val)
+    targets = with_branch(val, keypoints)
 
     def make_evaluation(model: nn.Module):
         def precisions(found: list[Found]) -> dict[str, float]:
             boxes = mean_precisions(found, val.objects, len(val.class_names))
-            return boxes | mask_precisions(found, targets, val.class_names)
+            return boxes | branch_precisions(found, targets, val.class_names, keypoints)
 
         finder = pictures.finder(model, val, start.mean, start.std)
         return evaluation_of(make_loss(config, model, start), finder, precisions)
@@ -186,7 +207,7 @@ def make_training(
         learning_rate=rate,
         epochs=config.epochs,
         seed=config.seed,
-        best="val/mask_ap",
+        best="val/keypoint_ap" if keypoints else "val/mask_ap",
         meta={"task": "detection", "mean": start.mean, "std": start.std, **pictures.meta},
         initial=start.variables,
         input_shape=pictures.input_shape,
@@ -200,8 +221,12 @@ def options_of(config: Config, num_classes: int) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if config.init is not None and Path(config.init).is_dir():
         options |= load_checkpoint(config.init)[2]["options"]
+        if of_keypoints(config) and config.data == "garment_scenes":
+            options = SLIM_KEYPOINTS | options
     elif config.data == "garment_scenes" and config.init in (None, "none"):
         options |= SMALL
+        if of_keypoints(config):
+            options |= SLIM_KEYPOINTS
         if not config.model.endswith("_v2"):
             options |= {"anchor_sizes": (16, 32, 64, 96), **SMALL_ANCHORS}
     elif config.init == "none" and not config.model.endswith("_v2"):
@@ -217,19 +242,26 @@ def options_of(config: Config, num_classes: int) -> dict[str, Any]:
 def first_weights(config: Config, options: Mapping[str, Any]) -> Start:
     if config.init in (None, "none"):
         return Start(drawn_variables(config.model, options, config.seed), MEAN, STD)
-    backbone = config.model.removeprefix("maskrcnn_").split("_")[0]
+    backbone = config.model.split("_")[1]
     return start_from(config.init, config.model, options, backbone=backbone, seed=config.seed)
 
 
-def _model_of_run(init: str) -> str:
+def _model_of_run(init: str, wanted: str | None) -> str:
+    """Returns the model on the run's backbone: the run's own, or else with the branch wanted."""
     name = load_checkpoint(init)[2]["model"]
     family, _, rest = name.partition("_")
-    if family not in ("fasterrcnn", "maskrcnn") or f"maskrcnn_{rest}" not in Model.__args__:
+    if wanted is not None:
+        kind = wanted.partition("_")[0]
+    else:
+        kind = "maskrcnn" if family == "fasterrcnn" else family
+    if family not in ("fasterrcnn", "maskrcnn", "keypointrcnn") or (
+        f"{kind}_{rest}" not in Model.__args__
+    ):
         raise UserError(
-            f"{init}: expected the run of a Faster R-CNN or Mask R-CNN on a pyramid of a ResNet, "
-            f"got {name}"
+            f"{init}: expected the run of a Faster, Mask or Keypoint R-CNN on a pyramid of a "
+            f"ResNet, got {name}"
         )
-    return f"maskrcnn_{rest}"
+    return f"{kind}_{rest}"
 
 
 def rate_of(config: Config, batches: DetectionBatches) -> Any:
@@ -248,11 +280,15 @@ def trainable_of(layers: int) -> list[str]:
 
 def make_loss(config: Config, model: nn.Module, start: Start) -> LossFn:
     sampling = Sampling(num_anchors=config.num_anchors, num_rois=config.num_rois)
-    return mask_rcnn_loss(model, mean=start.mean, std=start.std, sampling=sampling)
+    loss = keypoint_rcnn_loss if of_keypoints(config) else mask_rcnn_loss
+    return loss(model, mean=start.mean, std=start.std, sampling=sampling)
 
 
-def with_masks(dataset: DetectionDataset) -> list[dict[str, Any]]:
-    """Returns the objects of every picture, with their masks as run lengths."""
+def with_branch(dataset: DetectionDataset, keypoints: bool) -> list[dict[str, Any]]:
+    """Returns the objects of every picture, with their keypoints, or their masks as run lengths."""
+    if keypoints:
+        both = zip(dataset.objects, dataset.keypoints, strict=True)
+        return [{**vars(objects), "keypoints": points} for objects, points in both]
     targets = []
     for i, objects in enumerate(dataset.objects):
         masks = dataset.masks[i]
@@ -262,16 +298,16 @@ def with_masks(dataset: DetectionDataset) -> list[dict[str, Any]]:
     return targets
 
 
-def mask_precisions(
-    found: Sequence[Found], targets: Sequence[Any], class_names: Sequence[str]
+def branch_precisions(
+    found: Sequence[Found], targets: Sequence[Any], class_names: Sequence[str], keypoints: bool
 ) -> dict[str, float]:
-    """Returns COCO's average precision of boxes and of masks."""
-    scores = coco_scores(found, targets, class_names, ("bbox", "segm"))
-    masks = scores["segm"].summary
+    """Returns COCO's average precision of boxes, and of masks or keypoints."""
+    kind, name = ("keypoints", "keypoint") if keypoints else ("segm", "mask")
+    scores = coco_scores(found, targets, class_names, ("bbox", kind))
     return {
         "coco_ap": float(scores["bbox"].summary["AP"]),
-        "mask_ap": float(masks["AP"]),
-        "mask_ap50": float(masks["AP50"]),
+        f"{name}_ap": float(scores[kind].summary["AP"]),
+        f"{name}_ap50": float(scores[kind].summary["AP50"]),
     }
 
 

@@ -54,7 +54,7 @@ class PictureFlags(SizeFlags):
 class Pictures:
     """Batches, and what finds objects in a data set, as the flags say; `with_proposals` has
     Selective Search's, computed as a data set is first asked for, as `PictureFlags` say, and
-    `with_masks` the objects' masks."""
+    `with_masks` the objects' masks, `with_keypoints` their keypoints."""
 
     def __init__(
         self,
@@ -63,9 +63,11 @@ class Pictures:
         *,
         with_proposals: bool = False,
         with_masks: bool = False,
+        with_keypoints: bool = False,
     ):
         self.config, self.thresholds = config, thresholds
         self.with_proposals, self.with_masks = with_proposals, with_masks
+        self.with_keypoints = with_keypoints
         self._found: dict[int, tuple[DetectionDataset, Proposals]] = {}
 
     @property
@@ -140,6 +142,7 @@ class Pictures:
             transform=transform,
             buckets=self.buckets,
             masks=self.with_masks,
+            keypoints=self.with_keypoints,
             drop_last=train,
             proposals=self.proposals_of(dataset),
             num_proposals=config.num_proposals if self.with_proposals else None,
@@ -156,6 +159,7 @@ class Pictures:
             batch_size=AT_ONCE if self.side else AT_ONCE_LARGE,
             buckets=self.buckets,
             masks=self.with_masks,
+            keypoints=self.with_keypoints,
             proposals=self.proposals_of(dataset),
             num_proposals=self.config.num_proposals if self.with_proposals else None,
         )

@@ -196,8 +196,8 @@ def compare(
     """Prints and returns the scores of both sides."""
     theirs = scores_of(found, test, similar_classes(settings))
     if test.masks is not None and "masks" in found[0]:
-        targets = mask_rcnn.with_masks(test)
-        theirs |= mask_rcnn.mask_precisions(found, targets, test.class_names)
+        targets = mask_rcnn.with_branch(test, keypoints=False)
+        theirs |= mask_rcnn.branch_precisions(found, targets, test.class_names, keypoints=False)
     ours = json.loads((run / "result.json").read_text(encoding="utf-8"))
     table = Table("", "jaxvision", "torchvision", "difference")
     both: dict[str, dict[str, float]] = {}

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from jaxvision.data.detection import DetectionDataset
-from jaxvision.data.detection_geometry import Placement, resize_masks
+from jaxvision.data.detection_geometry import Placement, move_keypoints, resize_masks
 from jaxvision.data.files import in_threads
 from jaxvision.data.geometry import resize
 from jaxvision.data.images import picture_size
@@ -89,7 +89,7 @@ class MultiScale:
 
 
 def resize_batch(batch: dict[str, np.ndarray], size: Size) -> dict[str, np.ndarray]:
-    """The batch with its pictures resized bilinearly to `size`, boxes and masks with them."""
+    """The batch with its pictures resized bilinearly to `size`, its objects with them."""
     before = batch["image"].shape[1:3]
     if before == size:
         return batch
@@ -102,6 +102,8 @@ def resize_batch(batch: dict[str, np.ndarray], size: Size) -> dict[str, np.ndarr
     for name in {"boxes", "proposals"} & batch.keys():
         boxes = batch[name]
         resized[name] = placement.to_canvas(boxes.reshape(-1, 4)).reshape(boxes.shape)
+    if "keypoints" in batch:
+        resized["keypoints"] = move_keypoints(batch["keypoints"], placement)
     if "masks" in batch:
         resized["masks"] = np.stack([resize_masks(masks, size) for masks in batch["masks"]])
     return resized

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64, UInt8
 
+from jaxvision.data.detection_geometry import mirrored_names
 from jaxvision.data.images import decode_image, read_image
 from jaxvision.data.run_lengths import RunLength, decode
 from jaxvision.errors import UserError
@@ -63,7 +64,8 @@ class DetectionDataset:
     bytes of small files. `names` are what an error calls them. `image_ids` are the data set's own
     numbers, which results for COCO refer to. `masks`, where the data set has them, are for each
     picture either an instance map, whose pixels hold j + 1 where they belong to object j and 0
-    elsewhere (a uint8 [h, w] array, or a PNG's bytes), or one run length an object.
+    elsewhere (a uint8 [h, w] array, or a PNG's bytes), or one run length an object. `keypoints`,
+    where it has them, are those of each picture's objects (see `keypoints`), by `keypoint_names`.
     """
 
     images: UInt8[np.ndarray, "n h w 3"] | tuple[Path | bytes, ...]
@@ -75,12 +77,16 @@ class DetectionDataset:
     split: str
     source: str
     masks: UInt8[np.ndarray, "n h w"] | tuple[bytes | tuple[RunLength, ...], ...] | None = None
+    keypoints: tuple[Float32[np.ndarray, "_ _ 3"], ...] | None = None
+    keypoint_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         lengths = {"images": len(self.images), "names": len(self.names)}
         lengths |= {"image_ids": len(self.image_ids), "objects": len(self.objects)}
         if self.masks is not None:
             lengths["masks"] = len(self.masks)
+        if self.keypoints is not None:
+            lengths["keypoints"] = len(self.keypoints)
         if len(set(lengths.values())) > 1:
             raise ValueError(f"expected as many of each, got {lengths}")
 
@@ -96,11 +102,14 @@ class DetectionDataset:
             return decode_image(entry, name=self.names[index])
         return read_image(entry)
 
-    def example(self, index: int, *, masks: bool = False) -> dict[str, Any]:
+    def example(
+        self, index: int, *, masks: bool = False, keypoints: bool = False
+    ) -> dict[str, Any]:
         """The example number `index`, as transforms take it, in arrays that may be written to.
 
         `image` uint8 [h, w, 3], `boxes` float32 [m, 4], `labels` int32 [m], `difficult` bool [m],
-        `image_id`, and with `masks` `masks` bool [m, h, w].
+        `image_id`, with `masks` `masks` bool [m, h, w], and with `keypoints` `keypoints` float32
+        [m, p, 3] and `keypoint_mirror` int32 [p], which are in each one's place in a mirror image.
         """
         image, objects = self.image(index), self.objects[index]
         example = {
@@ -112,13 +121,18 @@ class DetectionDataset:
         }
         if masks:
             example["masks"] = self._masks(index, image.shape[:2])
+        if keypoints:
+            if self.keypoints is None:
+                raise UserError(f"{self.name} has no keypoints: expected a data set with keypoints")
+            example["keypoints"] = self.keypoints[index].copy()
+            example["keypoint_mirror"] = np.array(mirrored_names(self.keypoint_names), np.int32)
         return example
 
     def subset(self, indices: Int[np.ndarray, "k"]) -> "DetectionDataset":
         """The examples at `indices`, in that order: for a quick run, or one class only."""
         chosen = {
             field: _chosen(getattr(self, field), indices)
-            for field in ("images", "names", "image_ids", "objects", "masks")
+            for field in ("images", "names", "image_ids", "objects", "masks", "keypoints")
         }
         return dataclasses.replace(self, **chosen)
 

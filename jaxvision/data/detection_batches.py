@@ -1,17 +1,17 @@
 """Batches of pictures with objects, of fixed shapes, as a pure function of (seed, step)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from jaxvision.data.batch_shapes import MultiScale, Size, bucket_of, picture_sizes, resize_batch
 from jaxvision.data.detection import DetectionDataset
-from jaxvision.data.detection_geometry import Fill, areas, select
+from jaxvision.data.detection_geometry import Fill
 from jaxvision.data.mosaic import Mix
+from jaxvision.data.object_slots import keep_largest, pad_keypoints, pad_objects
 from jaxvision.data.order import (
     AUGMENTATION,
     check_batch_size,
@@ -33,7 +33,8 @@ class DetectionBatches:
     [b, h, w, 3]; `boxes` float32 [b, m, 4], `labels` int32 [b, m] and `difficult` bool [b, m], of
     which `box_valid` bool [b, m] says what is an object and what is padding (zeros); `size` int32
     [b, 2], the height and width of the picture at the top left of the padded one; `image_id` [b];
-    and with `masks` `masks` bool [b, m, h, w]. Where an epoch's batches are filled up, all of them
+    with `masks` `masks` bool [b, m, h, w], and with `keypoints` `keypoints` float32 [b, m, p, 3]:
+    x, y and visibility, 0 where there is none. Where an epoch's batches are filled up, all of them
     have `valid`, bool [b], as those of `Batches` do; `drop_last` leaves partial ones out instead.
 
     `m` is `max_objects`, by default the most that a picture has, times four for a mosaic; where
@@ -70,6 +71,7 @@ class DetectionBatches:
     max_objects: int | None = None
     buckets: Sequence[Size] | None = None
     masks: bool = False
+    keypoints: bool = False
     drop_last: bool = False
     multi_scale: MultiScale | None = None
     fill: Fill = IMAGENET_MEAN_COLOR
@@ -83,6 +85,8 @@ class DetectionBatches:
             raise ValueError(f"expected max_objects of at least 1, got {self.max_objects}")
         if self.masks and self.dataset.masks is None:
             raise UserError(f"{where}: expected masks, but it has none: leave masks=True out")
+        if self.keypoints and self.dataset.keypoints is None:
+            raise UserError(f"{where}: expected keypoints, but it has none")
         if self.proposals is not None:
             if len(self.proposals) != len(self.dataset):
                 raise ValueError(
@@ -171,6 +175,11 @@ class DetectionBatches:
             for i in range(len(self.dataset)):
                 example = keep_largest(self.dataset.example(i, masks=True), self.object_slots)
                 arrays["masks"][i, : len(example["masks"])] = example["masks"]
+        if self.keypoints:
+            examples = [self.dataset.example(i, keypoints=True) for i in range(len(self.dataset))]
+            largest = [keep_largest(example, self.object_slots) for example in examples]
+            count = len(self.dataset.keypoint_names)
+            arrays["keypoints"] = pad_keypoints(largest, self.object_slots, count)
         return arrays
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
@@ -178,7 +187,8 @@ class DetectionBatches:
             raise ValueError(f"expected a step of at least 0, got {step}")
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         indices, valid = (part[step_in_epoch] for part in self._order(epoch))
-        if self._is_plain and not self.masks and self.buckets is None:
+        bare = self.buckets is None and not (self.masks or self.keypoints)
+        if self._is_plain and bare:
             batch = {name: array[indices] for name, array in self._arrays.items()}
             if self.proposals is not None:
                 found = [self.proposals[int(i)] for i in indices]
@@ -253,10 +263,14 @@ class DetectionBatches:
             batch["masks"] = np.zeros((len(examples), self.object_slots, *canvas), bool)
             for row, example, (h, w) in zip(batch["masks"], examples, sizes, strict=True):
                 row[: len(example["masks"]), :h, :w] = example["masks"]
+        if self.keypoints:
+            batch["keypoints"] = pad_keypoints(
+                examples, self.object_slots, len(self.dataset.keypoint_names)
+            )
         return batch
 
     def _example(self, epoch: int, index: int) -> Example:
-        example = self.dataset.example(index, masks=self.masks)
+        example = self._from_dataset(index)
         if self.proposals is not None:
             example["proposals"] = self.proposals[index][: self.proposal_slots]
         rng = generator(self.seed, epoch, AUGMENTATION, index)
@@ -267,7 +281,10 @@ class DetectionBatches:
         return keep_largest(example, self.object_slots)
 
     def _another(self, rng: np.random.Generator) -> Example:
-        return self.dataset.example(int(rng.integers(len(self.dataset))), masks=self.masks)
+        return self._from_dataset(int(rng.integers(len(self.dataset))))
+
+    def _from_dataset(self, index: int) -> Example:
+        return self.dataset.example(index, masks=self.masks, keypoints=self.keypoints)
 
     def _bucket(self, sizes: Sequence[Size], indices: Int32[np.ndarray, "b"]) -> Size:
         for size, index in zip(sizes, indices, strict=True):
@@ -300,38 +317,3 @@ class DetectionBatches:
             row[height:] = self.fill
             row[:height, width:] = self.fill
         return images
-
-
-def keep_largest(example: Mapping[str, Any], most: int) -> Mapping[str, Any]:
-    """The example with its `most` largest boxes, by area, in their order; of equals the first."""
-    boxes = example["boxes"]
-    if not len(boxes) == len(example["labels"]) == len(example["difficult"]):
-        raise ValueError(
-            f"expected as many of each from a transform, got {len(boxes)} boxes, "
-            f"{len(example['labels'])} labels and {len(example['difficult'])} difficult flags"
-        )
-    if len(boxes) <= most:
-        return example
-    stays = np.zeros(len(boxes), bool)
-    stays[np.argsort(-areas(boxes), kind="stable")[:most]] = True
-    return select(example, stays)
-
-
-def pad_objects(examples: Sequence[Mapping[str, Any]], slots: int) -> dict[str, np.ndarray]:
-    """The arrays of a batch that describe objects, but for masks, with zeros after the last one.
-
-    >>> scene = {"boxes": np.ones((1, 4), np.float32), "labels": [7], "difficult": [False]}
-    >>> batch = pad_objects([scene], slots=2)
-    >>> batch["labels"].tolist(), batch["box_valid"].tolist()
-    ([[7, 0]], [[True, False]])
-    """
-    shape = len(examples), slots
-    boxes, labels = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int32)
-    difficult, box_valid = np.zeros(shape, bool), np.zeros(shape, bool)
-    for row, example in enumerate(examples):
-        count = len(example["boxes"])
-        boxes[row, :count] = example["boxes"]
-        labels[row, :count] = example["labels"]
-        difficult[row, :count] = example["difficult"]
-        box_valid[row, :count] = True
-    return {"boxes": boxes, "labels": labels, "box_valid": box_valid, "difficult": difficult}

@@ -4,11 +4,13 @@ Nothing here is random. Every move but the flip is one `Placement`: a picture is
 at an offset on a canvas; where it sticks out it is cut. That covers crops, padding, letterboxes and
 their inverse. Boxes are (x1, y1, x2, y2) in pixels, sizes (height, width), offsets (top, left).
 An example that carries `proposals`, boxes of no object, has them moved and clipped as well; those
-of which nothing is left go.
+of which nothing is left go. Keypoints (see `keypoints`) that leave the picture are not there any
+more.
 """
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +23,7 @@ Fill = int | tuple[int, int, int]
 """The colour beside the picture: a grey level, or red, green and blue."""
 
 GREY = 114
-PER_OBJECT = ("boxes", "labels", "difficult", "masks")
+PER_OBJECT = ("boxes", "labels", "difficult", "masks", "keypoints")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class Placement:
         top, left = self.offset
         scales = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
         return boxes * scales + np.array([left, top, left, top], np.float32)
+
+    def points_to_canvas(self, points: Float32[np.ndarray, "*n 2"]) -> Float32[np.ndarray, "*n 2"]:
+        """Points (x, y) of the original picture where they are on the canvas."""
+        scale_y, scale_x = self.scale
+        top, left = self.offset
+        return points * np.array([scale_x, scale_y], np.float32) + np.array([left, top], np.float32)
 
     def to_original(self, boxes: Float32[np.ndarray, "n 4"]) -> Float32[np.ndarray, "n 4"]:
         """Boxes on the canvas, such as predictions, in pixels of the original, clipped to it."""
@@ -115,6 +123,8 @@ def place(
     }
     if "proposals" in example:
         moved["proposals"] = placement.to_canvas(example["proposals"])
+    if "keypoints" in example:
+        moved["keypoints"] = move_keypoints(example["keypoints"], placement)
     if "masks" in example:
         masks = resize_masks(example["masks"], placement.resized)
         moved["masks"] = _on_canvas(masks.transpose(1, 2, 0), placement, False).transpose(2, 0, 1)
@@ -148,6 +158,8 @@ def cut(example: Example, keep: Keep) -> Example:
         stays &= example["masks"].any(axis=(1, 2))
         if keep.boxes_from_masks:
             clipped = masks_to_boxes(example["masks"])
+    if "keypoints" in example:
+        example = {**example, "keypoints": inside(example["keypoints"], height, width)}
     sides = clipped[:, 2:] - clipped[:, :2]
     stays &= (sides > 0).all(axis=1) & (sides >= keep.min_size).all(axis=1)
     clipped_example = {**example, "boxes": clipped}
@@ -188,10 +200,50 @@ def flip(example: Example, *, horizontal: bool = False, vertical: bool = False) 
             if vertical:
                 y1, y2 = height - y2, height - y1
             flipped[name] = np.stack([x1, y1, x2, y2], axis=1)
+    if "keypoints" in example:
+        if vertical:
+            raise ValueError("keypoints are mirrored from left to right only: vertical=0")
+        points = example["keypoints"][:, example["keypoint_mirror"]]
+        there = points[..., 2:] > 0
+        mirrored = np.concatenate([width - points[..., :1], points[..., 1:]], axis=-1)
+        flipped["keypoints"] = np.where(there, mirrored, np.float32(0))
     if "masks" in example:
         rows, columns = slice(None, None, -1 if vertical else 1), slice(None, None, -1)
         flipped["masks"] = example["masks"][:, rows, columns if horizontal else slice(None)]
     return flipped
+
+
+def mirrored_names(names: Sequence[str]) -> tuple[int, ...]:
+    """For each keypoint the number of the one whose place it takes in a mirror image.
+
+    What has "left" in its name is what has "right" there, as in COCO's names; all others stay.
+
+    >>> mirrored_names(["nose", "left_eye", "right_eye"])
+    (0, 2, 1)
+    """
+    other = {"left": "right", "right": "left"}
+    mirrored = [re.sub("left|right", lambda side: other[side[0]], name) for name in names]
+    return tuple(
+        names.index(there) if there in names else here for here, there in enumerate(mirrored)
+    )
+
+
+def move_keypoints(
+    keypoints: Float32[np.ndarray, "*m 3"], placement: Placement
+) -> Float32[np.ndarray, "*m 3"]:
+    """The keypoints on the canvas; those that are not there stay at 0."""
+    there = keypoints[..., 2:] > 0
+    xy = np.where(there, placement.points_to_canvas(keypoints[..., :2]), np.float32(0))
+    return np.concatenate([xy, keypoints[..., 2:]], axis=-1)
+
+
+def inside(
+    keypoints: Float32[np.ndarray, "*m 3"], height: int, width: int
+) -> Float32[np.ndarray, "*m 3"]:
+    """The keypoints, zeros where they are out of the picture."""
+    x, y = keypoints[..., :1], keypoints[..., 1:2]
+    there = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+    return np.where(there, keypoints, np.float32(0))
 
 
 def letterbox_placement(

@@ -178,9 +178,11 @@ def _coco(
     classes: Sequence[str] | None = None,
     limit: int | None = None,
     masks: bool = False,
+    keypoints: bool = False,
     download: str | None = None,
 ) -> Splits:
-    """COCO 2017, train and val; `classes`, `limit` and `masks` are those of `load_coco`."""
+    """COCO 2017, train and val; `classes`, `limit`, `masks` and `keypoints` are `load_coco`'s."""
+    kind = "person_keypoints" if keypoints else "instances"
     if (source is None) == (download is None):
         raise UserError(
             "coco: expected a folder with annotations/instances_val2017.json and val2017 (and train"
@@ -195,7 +197,7 @@ def _coco(
         roots = (Path(source).expanduser(),)
     splits: Splits = {}
     for split in ("train", "val"):
-        annotations = _first(roots, f"annotations/instances_{split}2017.json")
+        annotations = _first(roots, f"annotations/{kind}_{split}2017.json")
         pictures = _first(roots, f"{split}2017", f"images/{split}2017")
         if annotations is None or pictures is None:
             if split == "val" or download is None:
@@ -208,6 +210,7 @@ def _coco(
             classes=classes,
             limit=limit,
             masks=masks,
+            keypoints=keypoints,
             check=False,
             leave_out_empty=True,
             name="coco",

@@ -102,6 +102,10 @@ def joined(
         region = slice(top, top + quarter[0]), slice(left, left + quarter[1])
         image[region] = part["image"]
         part["boxes"] = part["boxes"] + np.array([left, top, left, top], np.float32)
+        if "keypoints" in part:
+            there = part["keypoints"][..., 2:] > 0
+            shift = np.array([left, top, 0], np.float32)
+            part["keypoints"] = part["keypoints"] + np.where(there, shift, np.float32(0))
         if "masks" in part:
             masks = np.zeros((len(part["masks"]), *size), bool)
             masks[:, region[0], region[1]] = part["masks"]

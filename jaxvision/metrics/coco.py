@@ -1,4 +1,4 @@
-"""COCO's average precision and recall, for boxes and masks, in memory. On the host.
+"""COCO's average precision and recall, of boxes, masks and keypoints, in memory. On the host.
 
 The evaluation itself is faster-coco-eval's (Apache-2.0), a compiled form of pycocotools' that gives
 the same numbers; here are only the conversion from our arrays and the names of the results.
@@ -15,10 +15,13 @@ from jaxvision.metrics.boxes import Found, Truth, box_area, field_of, read_pictu
 from jaxvision.ops.masks import decode_masks, encode_masks
 
 _AREAS = ("all", "small", "medium", "large")
+_OTHER_SIGMA = 0.05
+_MOST_POSES = 20
+"""Of a picture and class that count where keypoints are compared, as in COCO's evaluation."""
 
 
 class CocoScores(NamedTuple):
-    """`summary`: COCO's 12 numbers by name; `per_class` float64 [k]: each class's AP.
+    """`summary`: COCO's 12 numbers by name, 8 of keypoints; `per_class` float64 [k]: each one's AP.
 
     AP is the mean over IoU 0.50, 0.55, … 0.95 and over classes, with 101 recall levels; AP50 and
     AP75 are of one IoU; AP_small, AP_medium and AP_large are of objects of an area below 32 * 32
@@ -37,8 +40,9 @@ def coco_scores(
     class_names: Sequence[str],
     iou_types: Sequence[str] = ("bbox",),
     max_dets: Sequence[int] = (1, 10, 100),
+    sigmas: Sequence[float] | None = None,
 ) -> dict[str, CocoScores]:
-    """Returns COCO's scores by kind of IoU: "bbox" for boxes, "segm" for masks.
+    """Returns COCO's scores by kind of IoU: "bbox" for boxes, "segm" for masks, "keypoints".
 
     Predictions and targets are as `jaxvision.metrics.boxes` says, one a picture. For "segm" both
     need `masks`: bool [n, h, w], or COCO's run lengths, one an object. Difficult objects are
@@ -47,23 +51,37 @@ def coco_scores(
     its mask's (where masks are compared), else its box's. The last of `max_dets` is the number of
     detections a picture and class that AP takes.
 
+    For "keypoints" targets need `keypoints` [m, p, 3] (x, y and visibility, 0 where there is none)
+    and predictions [n, p, 2]. In place of the IoU is COCO's object keypoint similarity, the mean of
+    exp(-d^2 / (2 area (2 sigma)^2)) over an object's keypoints; `sigmas` are by default COCO's for
+    17 keypoints and 0.05 for others; of a picture and class 20 detections count.
+
     >>> found = [{"boxes": [[0, 0, 40, 40]], "scores": [0.9], "labels": [0]}]
     >>> there = [{"boxes": [[0, 0, 40, 45]], "labels": [0]}]
     >>> scores = coco_scores(found, there, ["bag"])["bbox"]
     >>> [round(scores.summary[name], 3) for name in ("AP", "AP50", "AP75", "AP_medium", "AR_1")]
     [0.8, 1.0, 1.0, 0.8, 0.8]
     """
-    unknown = set(iou_types) - {"bbox", "segm"}
+    unknown = set(iou_types) - {"bbox", "segm", "keypoints"}
     if unknown or not iou_types:
-        raise ValueError(f'expected iou_types of "bbox" and "segm", got {list(iou_types)}')
+        raise ValueError(
+            f'expected iou_types of "bbox", "segm" and "keypoints", got {list(iou_types)}'
+        )
     if not max_dets or list(max_dets) != sorted(set(max_dets)) or min(max_dets) < 1:
         raise ValueError(f"expected growing numbers of detections, got {list(max_dets)}")
     found, truth = read_pictures(predictions, targets, len(class_names))
     with_masks = "segm" in iou_types
     objects = _objects(targets, truth, with_masks)
     detections = _detections(predictions, found, with_masks)
+    if "keypoints" in iou_types:
+        counts = _add_keypoints(objects, targets, [len(each.labels) for each in truth], 3)
+        counts |= _add_keypoints(detections, predictions, [len(each.labels) for each in found], 2)
+        if len(counts) > 1:
+            raise UserError(f"expected as many keypoints everywhere, got {sorted(counts)}")
+        if sigmas is None:
+            sigmas = None if counts == {17} else [_OTHER_SIGMA] * next(iter(counts), 1)
     return {
-        kind: _evaluate(len(found), objects, detections, kind, class_names, list(max_dets))
+        kind: _evaluate(len(found), objects, detections, kind, class_names, list(max_dets), sigmas)
         for kind in iou_types
     }
 
@@ -75,13 +93,15 @@ def _evaluate(
     kind: str,
     class_names: Sequence[str],
     max_dets: list[int],
+    sigmas: Sequence[float] | None,
 ) -> CocoScores:
     from faster_coco_eval import COCO, COCOeval_faster
 
     sizes = _picture_sizes(pictures, objects, detections)
     images = [{"id": i + 1, "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]
-    area = f"{kind}_area"  # a detection's own area is that of what is compared
+    # A detection's own area is that of what is compared.
+    area = "segm_area" if kind == "segm" else "bbox_area"
     sides = [
         COCO({"images": images, "categories": categories, "annotations": annotations})
         for annotations in (
@@ -89,8 +109,14 @@ def _evaluate(
             [{**row, "area": row[area]} for row in detections],
         )
     ]
-    evaluation = COCOeval_faster(*sides, iouType=kind)
+    evaluation = COCOeval_faster(*sides, iouType=kind, kpt_oks_sigmas=sigmas)
+    sizes_counted = _AREAS[1:]
+    if kind == "keypoints":
+        max_dets, sizes_counted = [_MOST_POSES], _AREAS[2:]
     evaluation.params.maxDets = max_dets
+    # All of them: for keypoints it takes those alone that have an object.
+    evaluation.params.imgIds = [image["id"] for image in images]
+    evaluation.params.catIds = [category["id"] for category in categories]
     evaluation.evaluate()
     evaluation.accumulate()
     precision = np.asarray(evaluation.eval["precision"])  # [iou, recall, class, area, max_dets]
@@ -100,9 +126,10 @@ def _evaluate(
         "AP50": _mean(precision[0, :, :, 0, -1]),
         "AP75": _mean(precision[5, :, :, 0, -1]),
     }
-    summary |= {f"AP_{_AREAS[a]}": _mean(precision[:, :, :, a, -1]) for a in (1, 2, 3)}
+    numbered = list(enumerate(sizes_counted, start=1))
+    summary |= {f"AP_{size}": _mean(precision[:, :, :, a, -1]) for a, size in numbered}
     summary |= {f"AR_{n}": _mean(recall[:, :, 0, i]) for i, n in enumerate(max_dets)}
-    summary |= {f"AR_{_AREAS[a]}": _mean(recall[:, :, a, -1]) for a in (1, 2, 3)}
+    summary |= {f"AR_{size}": _mean(recall[:, :, a, -1]) for a, size in numbered}
     per_class = [_mean(precision[:, :, k, 0, -1]) for k in range(len(class_names))]
     return CocoScores(summary, np.array(per_class))
 
@@ -137,6 +164,29 @@ def _detections(
             fields["segm_area"] = _mask_areas(masks).tolist()
         rows += _annotations(i, picture, masks, fields, start=len(rows))
     return rows
+
+
+def _add_keypoints(
+    rows: Sequence[dict[str, Any]], sources: Sequence[Any], counts: Sequence[int], numbers: int
+) -> set[int]:
+    """Writes each object's keypoints into its row; returns how many keypoints objects have."""
+    flat: list[np.ndarray] = []
+    for i, (source, count) in enumerate(zip(sources, counts, strict=True)):
+        keypoints = field_of(source, "keypoints")
+        points = np.zeros((0, 0, numbers)) if keypoints is None else np.asarray(keypoints)
+        if len(points) != count or points.ndim != 3 or points.shape[2] != numbers:
+            side = "objects" if numbers == 3 else "predictions"
+            raise UserError(
+                f"the {side} of picture {i}: expected keypoints [{count}, p, {numbers}], got "
+                f"{'none' if keypoints is None else list(points.shape)}"
+            )
+        flat += list(points.astype(np.float64))
+    for row, points in zip(rows, flat, strict=True):
+        if numbers == 2:
+            points = np.pad(points, ((0, 0), (0, 1)), constant_values=1)
+        row["keypoints"] = points.ravel().tolist()
+        row["num_keypoints"] = int((points[:, 2] > 0).sum())
+    return {len(points) for points in flat}
 
 
 def _annotations(

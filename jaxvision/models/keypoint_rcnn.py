@@ -3,8 +3,9 @@
 Each keypoint is one place of its box: a map of logits, of which the largest is where it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from jaxvision.models import resnet
 from jaxvision.models.faster_rcnn import (
     ONE_SIZE_A_LEVEL,
+    RESNET_STAGES,
     AnchorSizes,
     FasterRCNN,
     fasterrcnn_resnet_fpn,
@@ -30,14 +32,16 @@ _INIT = {"kernel_init": kaiming_normal_fan_out, "bias_init": nn.initializers.zer
 
 
 class KeypointRCNNHeads(nn.Module):
-    """Eight 3x3 convolutions, twice as wide as the maps that RoIs are pooled from."""
+    """3x3 convolutions, by default twice as wide as the maps that RoIs are pooled from."""
 
     depth: int = 8
+    features: int | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n s s c"]) -> Float[Array, "n s s c2"]:
-        conv = partial(Conv, 2 * x.shape[-1], (3, 3), padding=1, dtype=self.dtype, **_INIT)
+        features = self.features or 2 * x.shape[-1]
+        conv = partial(Conv, features, (3, 3), padding=1, dtype=self.dtype, **_INIT)
         for i in range(self.depth):
             x = nn.relu(conv(name=str(2 * i))(x))  # in torch the ReLUs are numbered too
         return x
@@ -60,10 +64,12 @@ class KeypointRoIHeads(RoIHeads):
     """`RoIHeads` that also say where in a box each keypoint is."""
 
     num_keypoints: int = 17
+    head_depth: int = 8
+    head_features: int | None = None
 
     def setup(self) -> None:
         super().setup()
-        self.keypoint_head = KeypointRCNNHeads(dtype=self.dtype)
+        self.keypoint_head = KeypointRCNNHeads(self.head_depth, self.head_features, self.dtype)
         self.keypoint_predictor = KeypointRCNNPredictor(self.num_keypoints, self.dtype)
 
     def __call__(
@@ -94,31 +100,40 @@ class KeypointRCNN(FasterRCNN):
         return self.roi_heads.predict_keypoints(features, boxes, train=train)
 
 
-def keypointrcnn_resnet50_fpn(
+# ------------------------------------------------------------------------------------- the zoo
+def keypointrcnn_resnet_fpn(
+    body: Callable[..., resnet.ResNet],
     num_classes: int = 2,
     num_keypoints: int = 17,
     *,
     frozen_norm: bool = True,
     norm_eps: float = 1e-5,
     width: int = 64,
+    stem: Literal["imagenet", "small"] = "imagenet",
+    stages: Sequence[str] = RESNET_STAGES,
     fpn_features: int = 256,
     representation_size: int = 1024,
+    head_depth: int = 8,
+    head_features: int | None = None,
     anchor_sizes: AnchorSizes = ONE_SIZE_A_LEVEL,
     pre_nms_top_n: Sequence[int] = (2000, 1000),
     post_nms_top_n: Sequence[int] = (2000, 1000),
     dtype: DTypeLike = jnp.float32,
 ) -> KeypointRCNN:
-    """Returns `fasterrcnn_resnet50_fpn` with `num_keypoints` keypoints of each object.
+    """Returns `fasterrcnn_resnet_fpn` with these options, and `num_keypoints` keypoints an object.
 
     By default there are the background and persons, with COCO's 17 keypoints: `norm_eps` is 0 in
-    torchvision's COCO_V1, and 1e-5 in its COCO_LEGACY. See `fasterrcnn_resnet_fpn` for the rest.
+    torchvision's COCO_V1, and 1e-5 in its COCO_LEGACY. The keypoints' branch has `head_depth`
+    convolutions of `head_features` channels, by default twice as many as the pyramid.
     """
     detector = fasterrcnn_resnet_fpn(
-        resnet.resnet50,
+        body,
         num_classes,
         frozen_norm=frozen_norm,
         norm_eps=norm_eps,
         width=width,
+        stem=stem,
+        stages=stages,
         fpn_features=fpn_features,
         representation_size=representation_size,
         anchor_sizes=anchor_sizes,
@@ -128,6 +143,13 @@ def keypointrcnn_resnet50_fpn(
     )
     h = detector.roi_heads
     heads = KeypointRoIHeads(
-        h.num_classes, h.box_head, h.strides, h.pooling, h.dtype, num_keypoints
+        *(h.num_classes, h.box_head, h.strides, h.pooling, h.dtype),
+        num_keypoints,
+        head_depth,
+        head_features,
     )
     return KeypointRCNN(detector.backbone, detector.rpn, heads)
+
+
+keypointrcnn_resnet18_fpn = partial(keypointrcnn_resnet_fpn, resnet.resnet18, frozen_norm=False)
+keypointrcnn_resnet50_fpn = partial(keypointrcnn_resnet_fpn, resnet.resnet50)

@@ -120,6 +120,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "fcn_resnet101": fcn.fcn_resnet101,
     "fcos_resnet18_fpn": fcos.fcos_resnet18_fpn,
     "fcos_resnet50_fpn": fcos.fcos_resnet50_fpn,
+    "keypointrcnn_resnet18_fpn": keypoint_rcnn.keypointrcnn_resnet18_fpn,
     "keypointrcnn_resnet50_fpn": keypoint_rcnn.keypointrcnn_resnet50_fpn,
     "lenet": LeNet,
     "localizer": localizer,

@@ -32,6 +32,7 @@ from jaxvision.report.run_sections import (
 )
 
 MOST_PICTURES_SHOWN = 12
+_KINDS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 _METRICS = (Metric("mAP50", "mAP at IoU 0.5", share=True), Metric("loss", "loss", share=False))
 
 
@@ -56,11 +57,11 @@ def write_detection_report(
 
     `records` are the lines of metrics.jsonl; every `train/…loss` among them gets a curve. Of the
     evaluated pictures, `predictions` and `targets` are as `jaxvision.metrics.boxes` says, and where
-    both have `masks` those are scored and drawn too. `image_at(i)` returns picture i, uint8
-    [h, w, c], and is called for those that are shown. `similar` is an entry of `SIMILAR_CLASSES`.
-    `others` holds other detectors' predictions for the same pictures, by name, whose curves and
-    pies stand beside this one's, called `name`. Pictures and the confusion matrix show detections
-    of at least `score_threshold`; average precision takes all.
+    both have `masks` or `keypoints` those are scored and drawn too. `image_at(i)` returns picture
+    i, uint8 [h, w, c], and is called for those that are shown. `similar` is an entry of
+    `SIMILAR_CLASSES`. `others` holds other detectors' predictions for the same pictures, by name,
+    whose curves and pies stand beside this one's, called `name`. Pictures and the confusion matrix
+    show detections of at least `score_threshold`; average precision takes all.
 
     A run that diverged, or was never validated, gets a report that says so. A folder that can't be
     written is a `UserError`, and leaves the report that was there.
@@ -100,8 +101,11 @@ def _evaluation(
         each: detection_average_precision(found, targets, k) for each, found in detectors.items()
     }
     older = detection_average_precision(predictions, targets, k, method="voc07")
-    with_masks = all(field_of(source, "masks") is not None for source in (*predictions, *targets))
-    kinds = ("bbox", "segm") if with_masks else ("bbox",)
+    both = (*predictions, *targets)
+    kinds = ["bbox"]
+    for field, kind in (("masks", "segm"), ("keypoints", "keypoints")):
+        if all(field_of(source, field) is not None for source in both):
+            kinds.append(kind)
     coco = coco_scores(predictions, targets, class_names, kinds)
     breakdowns = {
         each: error_breakdown(found, targets, class_names, similar)
@@ -111,8 +115,8 @@ def _evaluation(
         Headline("mAP at IoU 0.5", percent(curves[name].mean), "VOC, area under the curve"),
         Headline("COCO AP", percent(coco["bbox"].summary["AP"]), "boxes, IoU 0.50 to 0.95"),
     ]
-    if with_masks:
-        tiles.append(Headline("COCO mask AP", percent(coco["segm"].summary["AP"])))
+    for kind in kinds[1:]:
+        tiles.append(Headline(f"COCO {_KINDS[kind]} AP", percent(coco[kind].summary["AP"])))
     sections = [
         _precision_section(curves, older, coco, class_names),
         _confusion_section(predictions, targets, class_names, score_threshold),
@@ -138,10 +142,10 @@ def _precision_section(
     heading = ["Class", "Objects", "AP", "AP, 11 points", "COCO AP"]
     columns = [area.ap, older.ap, coco["bbox"].per_class]
     means = [area.mean, older.mean, coco["bbox"].summary["AP"]]
-    if "segm" in coco:
-        heading.append("COCO mask AP")
-        columns.append(coco["segm"].per_class)
-        means.append(coco["segm"].summary["AP"])
+    for kind in list(coco)[1:]:
+        heading.append(f"COCO {_KINDS[kind]} AP")
+        columns.append(coco[kind].per_class)
+        means.append(coco[kind].summary["AP"])
     for name, result in list(curves.items())[1:]:
         heading.append(f"AP, {name}")
         columns.append(result.ap)
@@ -151,12 +155,13 @@ def _precision_section(
         for k in range(len(class_names))
     ]
     rows.append(("Mean over classes", f"{area.num_objects.sum():,}", *map(cell, means)))
-    names = {"bbox": "Boxes", "segm": "Masks"}
-    summaries = [
-        (names[kind], *(cell(value).removesuffix(" %") for value in scores.summary.values()))
-        for kind, scores in coco.items()
-    ]
-    summary = html.table(("COCO (%)", *coco["bbox"].summary), summaries)
+    summaries: dict[tuple[str, ...], list[tuple[str, ...]]] = {}  # keypoints have other columns
+    for kind, scores in coco.items():
+        row = (cell(value).removesuffix(" %") for value in scores.summary.values())
+        summaries.setdefault(tuple(scores.summary), []).append((f"{_KINDS[kind]}s", *row))
+    summary = "".join(
+        html.table(("COCO (%)", *columns), those) for columns, those in summaries.items()
+    )
     grid = html.plot(
         to_svg(precision_recall_grid(curves, class_names), "Precision against recall by class"),
         "At an IoU of 0.5. Objects marked as difficult do not count.",

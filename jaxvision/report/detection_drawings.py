@@ -22,8 +22,8 @@ def draw_truth_and_found(
     """Returns the picture with its objects, beside the same with what was found in it.
 
     Target and prediction are as `jaxvision.metrics.boxes` says, and may have `masks`, bool
-    [n, h, w] or run lengths. Difficult objects are dashed; detections below `score_threshold` are
-    left out.
+    [n, h, w] or run lengths, and `keypoints`, [m, p, 3] and [n, p, 2]. Difficult objects are
+    dashed; detections below `score_threshold` are left out.
     """
     difficult = field_of(target, "difficult")
     if difficult is not None:
@@ -34,12 +34,13 @@ def draw_truth_and_found(
         _labels(target),
         class_names,
         masks=masks_of(target),
+        keypoints=_seen(field_of(target, "keypoints")),
         dashed=difficult,
         remarks=None if difficult is None else ["difficult" if d else "" for d in difficult],
     )
     scores = np.asarray(prediction["scores"])
     shown = np.flatnonzero(scores >= score_threshold)
-    masks = masks_of(prediction)
+    masks, keypoints = masks_of(prediction), field_of(prediction, "keypoints")
     found = draw_objects(
         image,
         _boxes(prediction)[shown],
@@ -47,8 +48,17 @@ def draw_truth_and_found(
         class_names,
         scores=scores[shown],
         masks=None if masks is None else masks[shown],
+        keypoints=None if keypoints is None else np.asarray(keypoints)[shown],
     )
     return draw_panels({"ground truth": truth, "found": found})
+
+
+def _seen(keypoints: Any) -> np.ndarray | None:
+    """Returns (x, y) of each keypoint, NaN where there is none."""
+    if keypoints is None:
+        return None
+    points = np.asarray(keypoints)
+    return np.where(points[..., 2:] > 0, points[..., :2], np.nan)
 
 
 def draw_mistake(

@@ -67,8 +67,8 @@ def draw_objects(
     Boxes are (x1, y1, x2, y2) in the picture's pixels; the line is inside its box, and what is
     outside the picture is cut off. A name is followed by the score in per cent and by the object's
     remark; names are placed so that they cover each other as little as possible. `keypoints` are
-    dots at (x, y). The best scores, without scores the last objects, are on top. Every class has
-    its colour, as `class_colors` says.
+    dots at (x, y), none where that is NaN. The best scores, without scores the last objects, are on
+    top. Every class has its colour, as `class_colors` says.
 
     >>> image = np.zeros((2, 4, 3), np.uint8)
     >>> drawn = draw_objects(image, np.array([[0, 0, 2, 2]]), np.array([0]), ["bag"], scale=20)
@@ -90,7 +90,8 @@ def draw_objects(
         if corners[j] is not None:
             color = tuple(colors[labels[j]].tolist())
             _draw_box(draw, corners[j], color, dashed is not None and bool(dashed[j]))
-        for x, y in () if keypoints is None else (keypoints[j] * scale).tolist():
+        dots = np.zeros((0, 2)) if keypoints is None else np.asarray(keypoints[j]) * scale
+        for x, y in dots[np.isfinite(dots).all(axis=1)].tolist():
             color = tuple(colors[labels[j]].tolist())
             dot = (x - _DOT, y - _DOT, x + _DOT, y + _DOT)
             draw.ellipse(dot, fill=color, outline=readable_on(color))

@@ -105,22 +105,39 @@ def _fit(
         print(f"{name}: left out of {file}: {', '.join(dropped)}")
         state_dict = {tensor: state_dict[tensor] for tensor in state_dict if tensor in wanted}
     expected = count_by_shape(name, wanted) if heads else in_file
-    if in_file == expected:
+    keypoints = _keypoints_in_file(rules, state_dict, wanted)
+    if in_file == expected and not keypoints:
         return from_torch(name, state_dict, **options)
-    if num_classes is None:
+    if in_file != expected and num_classes is None:
         raise UserError(
             f"its head has {in_file} classes, {name}'s {expected}: give num_classes={in_file} to "
             f"keep its head, or num_classes={expected} for a fresh one"
         )
-    variables = from_torch(name, state_dict, **{**options, "num_classes": in_file})
-    for head, fresh in zip(heads, _fresh_heads(name, heads, seed, options), strict=True):
+    variables = from_torch(name, state_dict, **{**options, "num_classes": in_file, **keypoints})
+    said, fresh_ones = [], []
+    if in_file != expected:
+        fresh_ones += heads
+        said.append(f"{expected} classes (the file has {in_file})")
+    if keypoints:
+        fresh_ones.append(rules.keypoints)
+        count = wanted[f"{rules.keypoints}.weight"][1]
+        said.append(f"{count} keypoints (the file has {keypoints['num_keypoints']})")
+    for head, fresh in zip(fresh_ones, _fresh_heads(name, fresh_ones, seed, options), strict=True):
         *parents, last = head.split(".")
         _at(variables["params"], parents)[last] = fresh
-    print(
-        f"{name}: fresh head for {num_classes} classes (the file has {in_file}); all else is from "
-        f"{file}"
-    )
+    print(f"{name}: fresh head for {' and '.join(said)}; all else is from {file}")
     return variables
+
+
+def _keypoints_in_file(
+    rules: Rules, state_dict: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, int]:
+    """Returns the option of a network with the file's keypoints, where it has other ones."""
+    weight = f"{rules.keypoints}.weight"
+    if weight not in state_dict or weight not in wanted:
+        return {}
+    count = np.shape(state_dict[weight])[1]
+    return {} if count == wanted[weight][1] else {"num_keypoints": count}
 
 
 def _fresh_heads(

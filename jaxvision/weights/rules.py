@@ -5,7 +5,7 @@ Modules have torch's names already, nested where torch has dots, so a rule is ab
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class Rules:
     that sees the colours in the order blue, green, red there: here pictures are RGB, and conversion
     turns the order of the weights' input channels around, both ways and exactly. With a
     `background` the network has one class more than there are kinds of objects: its class 0.
+    `keypoints` is the layer that tells the keypoints apart, a transposed convolution.
     `older_names` are patterns of names that files from earlier versions of torchvision have, and
     what they are now.
     """
@@ -31,6 +32,7 @@ class Rules:
     boxes: str | None = None
     bgr_stem: str | None = None
     background: bool = False
+    keypoints: str | None = None
     older_names: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -72,6 +74,7 @@ _MASK_RCNN = Rules(
         ),
     ),
 )
+_KEYPOINT_RCNN = replace(_RCNN, keypoints="roi_heads.keypoint_predictor.kps_score_lowres")
 _SIGMOID_DETECTOR = {
     "heads": ("head.classification_head.cls_logits",),
     "boxes": "head.regression_head.bbox_reg",
@@ -111,7 +114,7 @@ RULES: dict[str, Rules] = {
     **dict.fromkeys(("fastrcnn_resnet18_fpn", "fastrcnn_resnet50_fpn", "fastrcnn_vgg16"), _RCNN),
     **dict.fromkeys(("maskrcnn_resnet18_fpn", "maskrcnn_resnet50_fpn"), _MASK_RCNN),
     "maskrcnn_resnet50_fpn_v2": _MASK_RCNN,
-    "keypointrcnn_resnet50_fpn": _RCNN,
+    **dict.fromkeys(("keypointrcnn_resnet18_fpn", "keypointrcnn_resnet50_fpn"), _KEYPOINT_RCNN),
     **dict.fromkeys(("fcos_resnet18_fpn", "fcos_resnet50_fpn"), _FCOS),
     **dict.fromkeys(("retinanet_resnet18_fpn", "retinanet_resnet50_fpn"), _RETINANET),
     "retinanet_resnet50_fpn_v2": _RETINANET,

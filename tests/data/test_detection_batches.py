@@ -10,7 +10,7 @@ from jaxvision.data import compose, epoch_order, prefetch
 from jaxvision.data.batch_shapes import MultiScale, picture_sizes, resize_batch
 from jaxvision.data.color import color_jitter
 from jaxvision.data.detection import DetectionDataset, Objects
-from jaxvision.data.detection_batches import DetectionBatches, keep_largest
+from jaxvision.data.detection_batches import DetectionBatches
 from jaxvision.data.detection_geometry import masks_to_boxes
 from jaxvision.data.detection_transforms import (
     letterbox,

@@ -97,6 +97,9 @@ def test_without_flags_penn_fudan_is_the_tutorial(mask_rcnn, faster_run):
     started = mask_rcnn.settled(mask_rcnn.Config(init=str(faster_run), epochs=7))
     assert (started.model, started.epochs) == ("maskrcnn_resnet18_fpn", 7)
     assert mask_rcnn.options_of(started, 10)["width"] == 8
+    wanted = mask_rcnn.Config(init=str(faster_run), model="keypointrcnn_resnet18_fpn")
+    options = mask_rcnn.options_of(mask_rcnn.settled(wanted), 10)
+    assert (options["head_depth"], options["width"]) == (4, 8)
     alone = mask_rcnn.settled(mask_rcnn.Config(data="coco_json", init="none"))
     assert alone.trainable_layers == 5
     assert mask_rcnn.options_of(alone, 3) == {"num_classes": 4, "frozen_norm": False}
@@ -116,6 +119,37 @@ def test_a_wrong_flag_is_one_line(mask_rcnn, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         mask_rcnn.main(mask_rcnn.Config(run_dir=tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_keypoints_of_garments_from_end_to_end(mask_rcnn, faster_run, data_dir, tmp_path, capsys):
+    config = mask_rcnn.Config(
+        model="keypointrcnn_resnet18_fpn",
+        init=str(faster_run),
+        garments="embedded",
+        data_dir=data_dir,
+        num_train=4,
+        num_val=2,
+        num_test=2,
+        num_rois=8,
+        epochs=1,
+        max_detections=10,
+        batch_size=2,
+        run_dir=tmp_path / "run",
+    )
+    result = mask_rcnn.main(config)
+    assert "its keypoints are the extreme points of its masks" in capsys.readouterr().out
+    assert result["model"] == "keypointrcnn_resnet18_fpn"
+    assert 0 <= result["keypoint_ap"] <= result["keypoint_ap50"] <= 1
+    (record,) = [
+        r for r in read_records(tmp_path / "run" / "metrics.jsonl") if "val/keypoint_ap" in r
+    ]
+    assert np.isfinite(record["val/loss_keypoint"])
+    assert "COCO keypoint AP" in (tmp_path / "run" / "report.html").read_text()
+    _, _, meta = load_checkpoint(tmp_path / "run")
+    assert meta["options"]["num_keypoints"] == 4
+    found = Predictor.from_checkpoint(tmp_path / "run")(np.full((128, 128, 3), 90, np.uint8))
+    assert found.keypoints.shape == (len(found.boxes), 4, 2)
 
 
 @pytest.mark.slow

@@ -178,7 +178,7 @@ def test_masks_that_do_not_fit_are_named():
     wrong = {**prediction, "masks": np.ones((1, 200, 200))}
     with pytest.raises(UserError, match=r"expected masks bool .* got float64 \[1, 200, 200\]"):
         coco_scores([wrong], masked, NAMES, ("segm",))
-    with pytest.raises(ValueError, match='expected iou_types of "bbox" and "segm"'):
+    with pytest.raises(ValueError, match='expected iou_types of "bbox", "segm" and "keypoints"'):
         coco_scores([], [], NAMES, ("boxes",))
     with pytest.raises(ValueError, match=r"growing numbers of detections, got \[10, 1\]"):
         coco_scores([], [], NAMES, max_dets=(10, 1))

@@ -104,6 +104,19 @@ def test_other_objects_keep_the_keypoints(tmp_path, capsys):
     assert_equal(fresh, variables)
 
 
+def test_other_keypoints_are_fresh(tmp_path, capsys):
+    name, slim = "keypointrcnn_resnet18_fpn", {**SLIM, "head_depth": 1, "head_features": 8}
+    variables = drawn(name, num_keypoints=3, **slim)
+    file = tmp_path / "a.safetensors"
+    write_safetensors(file, to_torch(name, variables, num_keypoints=3, **slim))
+    fresh = load_weights(name, file, num_keypoints=5, **slim)
+    assert "fresh head for 5 keypoints (the file has 3)" in capsys.readouterr().out
+    predictor = fresh["params"]["roi_heads"].pop("keypoint_predictor")["kps_score_lowres"]
+    assert predictor["kernel"].shape == (4, 4, 5, 8)
+    variables["params"]["roi_heads"].pop("keypoint_predictor")
+    assert_equal(fresh, variables)
+
+
 def test_what_is_published():
     mask = find_weights("maskrcnn_resnet50_fpn")
     assert mask.metrics == {"AP": 37.9, "mask_AP": 34.6}

@@ -39,6 +39,7 @@ class AnnotatedObject:
     where: str
     difficult: bool = False
     mask: RunLength | None = None
+    keypoints: tuple[tuple[float, float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,12 @@ def to_dataset(
     source: str,
     announce: Announce,
     leave_out_empty: bool = False,
+    keypoint_names: tuple[str, ...] = (),
 ) -> DetectionDataset:
     """The data set of these pictures, in their order, each box held to the rules above.
 
-    It has masks if every object has one, or every picture a map of them.
+    It has masks if every object has one, or every picture a map of them, and keypoints if there are
+    names of them.
     """
     objects = [each for picture in pictures for each in picture.objects]
     _check_labels(objects, class_names)
@@ -93,6 +96,8 @@ def to_dataset(
         split=split,
         source=source,
         masks=_masks(pictures, left, f"{name}, {split}", announce),
+        keypoints=_keypoints(left, len(keypoint_names)) if keypoint_names else None,
+        keypoint_names=keypoint_names,
     )
 
 
@@ -236,6 +241,16 @@ def _masks(
             "have none"
         )
     return None
+
+
+def _keypoints(
+    left: Sequence[Sequence[AnnotatedObject]], count: int
+) -> tuple[Float32[np.ndarray, "_ _ 3"], ...]:
+    none = ((0.0, 0.0, 0.0),) * count
+    return tuple(
+        np.array([each.keypoints or none for each in those], np.float32).reshape(-1, count, 3)
+        for those in left
+    )
 
 
 def _all(left: Sequence[Sequence[AnnotatedObject]]) -> Iterator[AnnotatedObject]:

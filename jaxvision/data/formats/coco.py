@@ -1,7 +1,8 @@
 """COCO's instances: one JSON file a split, with its pictures in a folder.
 
 `images` (id, file_name, height, width), `categories` (id, name), and `annotations` (image_id,
-category_id, bbox as x, y, width, height, iscrowd, and a segmentation: polygons or run lengths).
+category_id, bbox as x, y, width, height, iscrowd, a segmentation: polygons or run lengths, and
+keypoints: x, y and visibility of each that its category names).
 Category ids may have gaps; labels are 0, 1, ... in the order of the ids, which are kept.
 """
 
@@ -25,6 +26,7 @@ from jaxvision.data.formats.annotated import (
     read_text,
     to_dataset,
 )
+from jaxvision.data.formats.coco_keypoints import keypoint_names_of, keypoints_of
 from jaxvision.data.run_lengths import is_finite, run_length
 from jaxvision.errors import UserError
 
@@ -45,6 +47,7 @@ def load_coco(
     classes: Sequence[str] | None = None,
     limit: int | None = None,
     masks: bool = True,
+    keypoints: bool = False,
     check: bool = True,
     leave_out_empty: bool = False,
     name: str = "coco_json",
@@ -57,9 +60,10 @@ def load_coco(
     Of several folders that may have the pictures, the first that has the first picture is taken.
     `classes` keeps only those and the pictures that have any of them; `limit` the first of the
     pictures. `iscrowd` objects are `difficult`. `masks` reads the segmentations, which takes a
-    minute or two for the whole of COCO. `check` compares each picture's header with its size in the
-    JSON; without it only that the file is there is checked. `leave_out_empty` leaves out boxes of
-    no width or height, of which COCO's own files have two, where else they raise `UserError`.
+    minute or two for the whole of COCO; `keypoints` those, which all categories that have any must
+    name alike. `check` compares each picture's header with its size in the JSON; without it only
+    that the file is there is checked. `leave_out_empty` leaves out boxes of no width or height, of
+    which COCO's own files have two, where else they raise `UserError`.
 
     An unknown picture or category, a picture that is missing or of another size, a negative width,
     a mask of another size, and JSON that lacks something raise `UserError` with the file's name.
@@ -86,8 +90,10 @@ def load_coco(
             of_picture[number].append(each)
     ids = [number for number in images if classes is None or of_picture[number]][:limit]
     _check_files(path, folder, [images[number] for number in ids])
+    parts = keypoint_names_of(categories, chosen, path) if keypoints else ()
     annotated = [
-        _picture(images[number], of_picture[number], path, folder, labels, masks) for number in ids
+        _picture(images[number], of_picture[number], path, folder, labels, masks, len(parts))
+        for number in ids
     ]
     if check:
         sizes = [(each.image, each.size, f"{path}, image {each.image_id}") for each in annotated]
@@ -100,6 +106,7 @@ def load_coco(
         source=source or f"read where they are, {path} and {folder}",
         announce=announce,
         leave_out_empty=leave_out_empty,
+        keypoint_names=parts,
     )
     fields = {each.name: getattr(dataset, each.name) for each in dataclasses.fields(dataset)}
     return CocoDataset(**fields, category_ids=tuple(chosen))
@@ -111,6 +118,7 @@ def load_coco_folder(
     classes: Sequence[str] | None = None,
     limit: int | None = None,
     masks: bool = True,
+    keypoints: bool = False,
     check: bool = True,
     leave_out_empty: bool = False,
     name: str = "coco_json",
@@ -118,20 +126,26 @@ def load_coco_folder(
 ) -> dict[str, CocoDataset]:
     """Reads the splits of a folder of the user's own: train, and val (or valid) and test.
 
-    The JSON file of train is the first of annotations/instances_train*.json,
-    annotations/train.json, train.json and train/_annotations.coco.json; its pictures are in train*,
-    images/train*, images or the root, whichever has the first of them. The options are those of
-    `load_coco`, which reads a split of another layout.
+    The JSON file of train is the first of annotations/instances_train*.json (of keypoints
+    annotations/person_keypoints_train*.json), annotations/train.json, train.json and
+    train/_annotations.coco.json; its pictures are in train*, images/train*, images or the root,
+    whichever has the first of them. The options are those of `load_coco`, which reads a split of
+    another layout.
 
     >>> splits = load_coco_folder("my_pictures")  # doctest: +SKIP
     """
     root = Path(root).expanduser()
     options = {"classes": classes, "limit": limit, "masks": masks, "check": check}
-    options |= {"leave_out_empty": leave_out_empty, "name": name, "announce": announce}
+    options |= {
+        "keypoints": keypoints,
+        "leave_out_empty": leave_out_empty,
+        "name": name,
+        "announce": announce,
+    }
     splits = {}
     for split, spellings in SPLITS.items():
         for spelling in spellings:
-            path = _annotations_of(root, spelling)
+            path = _annotations_of(root, spelling, keypoints)
             if path is not None:
                 places = _places(root, spelling, path)
                 splits[split] = load_coco(path, places, split=split, **options)
@@ -153,8 +167,9 @@ def load_coco_folder(
     return splits
 
 
-def _annotations_of(root: Path, split: str) -> Path | None:
-    found = sorted((root / "annotations").glob(f"instances_{split}*.json"))
+def _annotations_of(root: Path, split: str, keypoints: bool) -> Path | None:
+    kind = "person_keypoints" if keypoints else "instances"
+    found = sorted((root / "annotations").glob(f"{kind}_{split}*.json"))
     if len(found) > 1:
         files = ", ".join(each.name for each in found)
         raise UserError(f"{root}: expected one file of {split} annotations, got {files}: keep one")
@@ -164,7 +179,7 @@ def _annotations_of(root: Path, split: str) -> Path | None:
 
 
 def _places(root: Path, split: str, annotations: Path) -> list[Path]:
-    stem = annotations.stem.removeprefix("instances_")
+    stem = annotations.stem.removeprefix("instances_").removeprefix("person_keypoints_")
     places = [root / stem, root / split, root / "images" / stem, root / "images" / split]
     return [place for place in (*places, root / "images", root) if place.is_dir()]
 
@@ -278,6 +293,7 @@ def _picture(
     folder: Path,
     labels: Mapping[int, int],
     masks: bool,
+    num_keypoints: int,
 ) -> AnnotatedPicture:
     size = _field(image, "height", path), _field(image, "width", path)
     if not all(_is_id(side) and 0 < side < 2**31 for side in size):
@@ -285,13 +301,18 @@ def _picture(
             f"{path}, image {image['id']}: expected a height and a width of whole pixels, got "
             f"{size[0]!r} and {size[1]!r}: correct them"
         )
-    objects = tuple(_object(each, path, size, labels, masks) for each in annotations)
+    objects = tuple(_object(each, path, size, labels, masks, num_keypoints) for each in annotations)
     file = folder / image["file_name"]
     return AnnotatedPicture(file, str(file), image["id"], size, objects)
 
 
 def _object(
-    entry: Mapping[str, Any], path: Path, size: Size, labels: Mapping[int, int], masks: bool
+    entry: Mapping[str, Any],
+    path: Path,
+    size: Size,
+    labels: Mapping[int, int],
+    masks: bool,
+    num_keypoints: int,
 ) -> AnnotatedObject:
     where = f"{path}, annotation {entry.get('id')}"
     box = _field(entry, "bbox", path)
@@ -312,4 +333,5 @@ def _object(
         where,
         difficult=bool(entry.get("iscrowd", 0)),
         mask=mask,
+        keypoints=keypoints_of(entry, num_keypoints, where),
     )
