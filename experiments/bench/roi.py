@@ -1,9 +1,10 @@
-"""Times RoIAlign on a feature pyramid against torchvision: the same boxes, in turn, in one run.
+"""Times RoIAlign and the pasting of masks against torchvision: the same boxes, in turn, in one run.
 
     python experiments/bench/roi.py --torch-python .venv-parity/bin/python
 
 1,000 boxes of a picture of 800 x 1088 pixels, on four levels with 256 channels, 7 x 7 bins of 2 x 2
-samples: the box head's of a Faster R-CNN, forward, and with the features' gradient. Beside a
+samples: the box head's of a Faster R-CNN, forward, and with the features' gradient. Then a tenth
+of the boxes have a mask of 28 x 28 pixels, which becomes one of the picture's. Beside a
 CPU-only PyTorch torchvision's compiled operator does not load; one on PyTorch's `grid_sample`
 (torch_operators.py) stands in for it, which the table then says.
 """
@@ -22,10 +23,10 @@ from classifier import find_torch_python, ratios_of, spread
 from rich.console import Console
 from rich.table import Table
 from torch_loop import TorchProcess
-from torch_roi import BINS, SAMPLES, STRIDES, make_boxes, make_pyramid
+from torch_roi import BINS, SAMPLES, STRIDES, make_boxes, make_masks, make_pyramid
 
 from jaxvision.errors import UserError, exit_on_user_error
-from jaxvision.ops import multiscale_roi_align
+from jaxvision.ops import multiscale_roi_align, paste_masks
 from jaxvision.train.run import enable_compilation_cache
 
 HERE = Path(__file__).resolve().parent
@@ -49,8 +50,18 @@ class Config:
     """Write the raw numbers to this file."""
 
 
-def make_steps(config: Config, backward: bool) -> Callable[[int], dict[str, float]]:
+KINDS = {
+    "pool": "multiscale_roi_align, forward",
+    "pool_with_gradient": "multiscale_roi_align, forward and backward",
+    "paste": "paste_masks",
+}
+
+
+def make_steps(config: Config, kind: str) -> Callable[[int], dict[str, float]]:
     """Returns `number -> seconds, and the mean of what came out` of that many steps."""
+    if kind == "paste":
+        given = (*make_masks(config.boxes, config.size), config.size)
+        return timed(lambda: paste_masks(*given, threshold=None))
     maps = [jnp.asarray(m) for m in make_pyramid(config.size, config.channels)]
     boxes = jnp.asarray(make_boxes(config.boxes, config.size))
 
@@ -62,13 +73,17 @@ def make_steps(config: Config, backward: bool) -> Callable[[int], dict[str, floa
         y, pull = jax.vjp(lambda maps: pool(maps, boxes), maps)
         return y, pull(y)
 
-    run = pool_with_gradient if backward else jax.jit(lambda *given: (pool(*given),))
+    with_gradient = kind == "pool_with_gradient"
+    run = pool_with_gradient if with_gradient else jax.jit(lambda *given: (pool(*given),))
+    return timed(lambda: jax.block_until_ready(run(maps, boxes))[0])
 
+
+def timed(run: Callable[[], Any]) -> Callable[[int], dict[str, float]]:
     def steps(number: int) -> dict[str, float]:
         since = time.perf_counter()
         for _ in range(number):
-            result = jax.block_until_ready(run(maps, boxes))
-        return {"seconds": time.perf_counter() - since, "mean": float(result[0].mean())}
+            result = run()
+        return {"seconds": time.perf_counter() - since, "mean": float(result.mean())}
 
     steps(1)
     return steps
@@ -88,14 +103,14 @@ def main(config: Config) -> list[dict[str, Any]]:
                 f"expected a Python with PyTorch and torchvision, got {python}: "
                 f"{torch.facts['missing']}; give another --torch-python"
             )
-        for backward in (False, True):
+        for kind in KINDS:
             request = {"boxes": config.boxes, "size": config.size, "channels": config.channels}
-            request |= {"backward": backward, "device": config.device}
+            request |= {"kind": kind, "device": config.device}
             sides = {
                 "pytorch": lambda n, r=request: torch.request(**r, steps=n),
-                "jaxvision": make_steps(config, backward),
+                "jaxvision": make_steps(config, kind),
             }
-            results.append({"backward": backward, **time_in_turn(sides, config)})
+            results.append({"kind": kind, **time_in_turn(sides, config)})
     finally:
         torch.close()
     console = Console(width=120)
@@ -121,15 +136,16 @@ def time_in_turn(sides: dict[str, Callable], config: Config) -> dict[str, Any]:
 
 def table_of(results: list[dict[str, Any]], compiled: bool) -> Table:
     table = Table(title="Milliseconds: median (lowest to highest)")
-    table.add_column("multiscale_roi_align")
+    table.add_column("")
     for heading in ("torchvision's", "torchvision", "jaxvision", "ratio"):
         table.add_column(heading, justify="right")
+    pooled = "operator in C++" if compiled else "stand-in on grid_sample"
     for result in results:
         seconds = result["seconds_per_step"]
         torch, ours = ([1000 * s for s in seconds[side]] for side in ("pytorch", "jaxvision"))
         table.add_row(
-            "forward and backward" if result["backward"] else "forward",
-            "operator in C++" if compiled else "stand-in on grid_sample",
+            KINDS[result["kind"]],
+            "Python" if result["kind"] == "paste" else pooled,
             spread(torch, ".0f"),
             spread(ours, ".0f"),
             spread(ratios_of(result), ".2f"),

@@ -1,9 +1,9 @@
 """torchvision's side of `roi.py`, and the pyramid and the boxes that both sides get.
 
 It needs PyTorch, torchvision and NumPy. Lines of JSON go both ways: first the versions come out,
-and whether torchvision's compiled operator is there; then each request `{"boxes", "size",
-"channels", "backward", "device", "steps"}` is answered with the seconds that the steps took, and
-the mean of what came out.
+and whether torchvision's compiled operator is there; then each request `{"kind", "boxes", "size",
+"channels", "device", "steps"}` is answered with the seconds that the steps took, and the mean of
+what came out: "pool", "pool_with_gradient" or "paste".
 """
 
 import json
@@ -42,15 +42,29 @@ def make_boxes(count: int, size: tuple[int, int]):
     return np.concatenate([start, start + sides], axis=1).astype(np.float32)
 
 
-def make_run(torch, torchvision, boxes, size, channels, backward, device):
-    """Returns a function that pools all boxes once."""
+def make_masks(count: int, size: tuple[int, int]):
+    """Returns masks [n, 28, 28] and boxes [n, 4] of a tenth of so many boxes, at least one."""
+    import numpy as np
+
+    boxes = make_boxes(count, size)[: max(1, count // 10)]
+    y, x = np.mgrid[-1:1:28j, -1:1:28j]
+    disc = (x**2 + y**2 < 0.8).astype(np.float32)
+    return np.repeat(disc[None], len(boxes), axis=0), boxes
+
+
+def make_run(torch, torchvision, kind, boxes, size, channels, device):
+    """Returns a function that pools all boxes once, or pastes the masks of some."""
+    if kind == "paste":
+        paste = torchvision.models.detection.roi_heads.paste_masks_in_image
+        masks, chosen = (torch.tensor(x).to(device) for x in make_masks(boxes, size))
+        return lambda: paste(masks[:, None], chosen, tuple(size))
     maps = {
         str(s): torch.tensor(m).permute(2, 0, 1)[None].contiguous().to(device)
         for s, m in zip(STRIDES, make_pyramid(size, channels), strict=True)
     }
     rois = [torch.tensor(make_boxes(boxes, size)).to(device)]
     pool = torchvision.ops.MultiScaleRoIAlign(list(maps), BINS, SAMPLES)
-    if not backward:
+    if kind == "pool":
         return lambda: pool(maps, rois, [tuple(size)])
     for m in maps.values():
         m.requires_grad_()
