@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from jaxvision.data import DetectionDataset, load_detection
-from jaxvision.data.keypoints import with_extreme_points
+from jaxvision.data.keypoints import IN_FILES, with_extreme_points
 from jaxvision.errors import UserError
 from jaxvision.metrics.errors import SIMILAR_CLASSES, ClassGroups
 
@@ -22,10 +22,6 @@ Name = Literal[
     "voc_xml",
     "yolo_txt",
 ]
-
-
-WITH_KEYPOINTS = ("coco", "coco_json")
-"""Whose files may have keypoints."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ def load_splits(config: DetectionData, *, keypoints: bool = False) -> dict[str, 
     objects have those of the files, which are COCO's, or else their masks' extreme points.
     """
     splits = _splits(config, keypoints)
-    if keypoints and config.data not in WITH_KEYPOINTS:
+    if keypoints and config.data not in IN_FILES:
         print(f"{config.data}: its keypoints are the extreme points of its masks")
         splits = {name: with_extreme_points(split) for name, split in splits.items()}
     return dict.fromkeys(splits, splits["train"]) if config.overfit else splits
@@ -81,7 +77,7 @@ def _splits(config: DetectionData, keypoints: bool) -> dict[str, DetectionDatase
         return load_detection(
             config.data, size=config.picture_size, data=config.garments, counts=given, **common
         )
-    if keypoints and config.data in WITH_KEYPOINTS:
+    if keypoints and config.data in IN_FILES:
         common["keypoints"] = True
     splits = load_detection(config.data, **common)
     trained = config.train_split

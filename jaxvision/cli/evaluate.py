@@ -26,7 +26,7 @@ class Evaluate:
     """Evaluate the checkpoint of a run folder, on the data set that it was trained for or another.
 
     Classifiers: loss, accuracy, the scores of each class. Detectors: VOC's mAP and COCO's AP, also
-    of masks where model and data set have them.
+    of masks or keypoints where model and data set have them.
     Localisation: accuracy, mean IoU, top-1 localisation error. Segmentation: mean IoU and pixel
     accuracy, in the pictures' own pixels.
     """
@@ -123,20 +123,25 @@ def _detection(command: Evaluate, predictor: Any) -> None:
     from jaxvision.metrics.detection import detection_average_precision
     from jaxvision.ops import encode_masks
 
-    dataset = _scenes(command, predictor)
+    points = tuple(predictor.meta.get("keypoint_names", ()))
+    dataset = _scenes(command, predictor, keypoint_names=points)
     _check_classes(predictor.class_names, dataset.class_names, dataset.name)
     found = [result.as_prediction() for result in _results(predictor, dataset)]
     names, targets = dataset.class_names, dataset.objects
     by_area = detection_average_precision(found, targets, len(names))
     by_eleven = detection_average_precision(found, targets, len(names), method="voc07")
     with_masks = dataset.masks is not None and all("masks" in each for each in found)
-    if with_masks:
+    if points:
+        both = zip(targets, dataset.keypoints, strict=True)
+        targets = [{**vars(objects), "keypoints": there} for objects, there in both]
+    elif with_masks:
         targets = [
             {**vars(objects), "masks": encode_masks(dataset.example(i, masks=True)["masks"])}
             for i, objects in enumerate(targets)
         ]
-    kinds = coco_scores(found, targets, names, ("bbox", "segm") if with_masks else ("bbox",))
-    coco = kinds["bbox"]
+    more = "keypoints" if points else "segm" if with_masks else None
+    kinds = coco_scores(found, targets, names, ("bbox", more) if more else ("bbox",))
+    coco, called = kinds["bbox"], {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
     table = Table("class", "objects", "VOC07 AP", "VOC12 AP", "COCO AP")
     columns = (by_area.num_objects, by_eleven.ap, by_area.ap, coco.per_class)
     for name, count, *scores in list(zip(names, *columns, strict=True))[:TOP_CLASSES]:
@@ -144,14 +149,15 @@ def _detection(command: Evaluate, predictor: Any) -> None:
     Console().print(table)
     if len(names) > TOP_CLASSES:
         print(f"(and {len(names) - TOP_CLASSES} classes more)")
-    table = Table("COCO", *("boxes", "masks")[: len(kinds)])
-    for name in coco.summary:
-        table.add_row(name, *(f"{kind.summary[name]:.4f}" for kind in kinds.values()))
+    table = Table("COCO", *(called[kind] for kind in kinds))
+    for name in dict.fromkeys(name for kind in kinds.values() for name in kind.summary):
+        columns = (kind.summary.get(name) for kind in kinds.values())
+        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in columns))
     Console().print(table)
-    masks = f", of masks {kinds['segm'].summary['AP']:.4f}," if with_masks else ""
+    besides = f", of {called[more]} {kinds[more].summary['AP']:.4f}," if more else ""
     print(
         f"{dataset.split}: VOC07 mAP@0.5 {by_eleven.mean:.4f}, VOC12 mAP@0.5 {by_area.mean:.4f}, "
-        f"COCO AP {coco.summary['AP']:.4f}{masks} of {len(dataset):,} pictures"
+        f"COCO AP {coco.summary['AP']:.4f}{besides} of {len(dataset):,} pictures"
     )
 
 
@@ -207,9 +213,15 @@ def _segmentation(command: Evaluate, predictor: Any) -> None:
 
 
 # ----------------------------------------------------------------------------------------- for all
-def _scenes(command: Evaluate, predictor: Any, **options: Any) -> Any:
-    """The split of the detection data set that the command or else the run's own config names."""
+def _scenes(
+    command: Evaluate, predictor: Any, *, keypoint_names: tuple[str, ...] = (), **options: Any
+) -> Any:
+    """The split of the detection data set that the command or else the run's own config names.
+
+    With `keypoint_names` its objects have those keypoints.
+    """
     from jaxvision.data import load_detection
+    from jaxvision.data.keypoints import IN_FILES
     from jaxvision.train.run import read_config
 
     try:
@@ -236,14 +248,27 @@ def _scenes(command: Evaluate, predictor: Any, **options: Any) -> Any:
         options["size"] = command.picture_size or kept.get("picture_size") or 128
         options["data"] = pictures
     else:
-        options = {}
+        options = {"keypoints": True} if keypoint_names and given in IN_FILES else {}
     splits = load_detection(given, **places, **options)
     held_out = [name for name in ("test", "val") if name in splits]
     dataset = _split(splits, command, given, *held_out[:1])
     count = command.count or kept.get(f"num_{command.split or 'test'}")
-    if count is None or count >= len(dataset):
-        return dataset
-    return dataset.subset(np.arange(count))
+    if count is not None and count < len(dataset):
+        dataset = dataset.subset(np.arange(count))
+    return _with_keypoints(dataset, keypoint_names) if keypoint_names else dataset
+
+
+def _with_keypoints(dataset: Any, names: tuple[str, ...]) -> Any:
+    from jaxvision.data.keypoints import with_extreme_points
+
+    if dataset.keypoints is None:
+        dataset = with_extreme_points(dataset)
+    if dataset.keypoint_names != names:
+        raise UserError(
+            f"expected a data set with the model's keypoints, {', '.join(names)}, got "
+            f"{dataset.name} with {', '.join(dataset.keypoint_names)}"
+        )
+    return dataset
 
 
 def _results(predictor: Any, dataset: Any) -> Iterator[Any]:

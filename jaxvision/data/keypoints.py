@@ -16,6 +16,8 @@ from jaxvision.data.detection import DetectionDataset
 from jaxvision.errors import UserError
 
 EXTREME_POINTS = ("left", "top", "right", "bottom")
+IN_FILES = ("coco", "coco_json")
+"""The data sets whose own files may have keypoints: `load_detection(name, keypoints=True)`."""
 MANY = 2000
 """Pictures that take so long that a bar shows how far it is."""
 

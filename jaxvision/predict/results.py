@@ -118,6 +118,8 @@ class Detections:
         Masks that are not pixels yet are run lengths there.
         """
         fields = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels}
+        if self.keypoints is not None:
+            fields["keypoints"] = self.keypoints
         if self.masks is None:
             return fields
         packed = isinstance(self.masks, BoxMasks)
