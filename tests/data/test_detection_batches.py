@@ -20,6 +20,7 @@ from jaxvision.data.detection_transforms import (
     scale_jitter,
 )
 from jaxvision.data.mosaic import mosaic
+from jaxvision.data.object_slots import keep_largest
 from jaxvision.data.transforms import ExampleTransform
 from jaxvision.errors import UserError
 

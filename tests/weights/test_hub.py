@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.weights import catalog, from_torch, load_weights, write_safetensors, write_torch
 from jaxvision.weights.convert import template_leaves
 from jaxvision.weights.hub import cache_folder, fetch
@@ -66,7 +66,7 @@ def test_another_number_of_classes_gets_a_fresh_head(file, tensors, capsys):
         "resnet18: fresh head for 2 classes (the file has 5); all else is from weights.pth\n"
     )
     model = get_model("resnet18", num_classes=2, **OPTIONS)
-    fresh = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 32, 32, 3)))["params"]["fc"]
+    fresh = init_variables(model, jax.random.key(3), (32, 32, 3))["params"]["fc"]
     assert_same(variables["params"]["fc"], fresh)
     assert np.abs(variables["params"]["fc"]["kernel"]).max() <= 1 / 8  # U(+-1/sqrt(64)), as torch
     whole = from_torch("resnet18", tensors, num_classes=5, **OPTIONS)
