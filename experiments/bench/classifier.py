@@ -126,6 +126,15 @@ def find_torch_python(given: Path | None) -> Path | None:
     return parity if parity.is_file() else None
 
 
+def start_torch(python: Path, script: str, *arguments: Any) -> TorchProcess:
+    """Starts a file of this folder in that Python; `UserError` where it lacks what that needs."""
+    process = TorchProcess([str(python), str(HERE / script), *map(str, arguments)])
+    if "missing" in process.facts:
+        process.close()
+        raise UserError(f"{python}: expected PyTorch and torchvision: {process.facts['missing']}")
+    return process
+
+
 def startup_flags(config: Config) -> list[str]:
     flags = ["--data", config.data]
     for flag, value in (("--data-dir", config.data_dir), ("--source", config.source)):

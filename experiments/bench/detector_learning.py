@@ -25,7 +25,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from classifier import find_torch_python
+from classifier import find_torch_python, start_torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -89,6 +89,8 @@ def settings_of(run: Path) -> Any:
     settings = experiment.Config(**values)
     if settings.size not in (None, settings.picture_size):
         raise UserError(f"{run}: expected scenes in their own size, got --size {settings.size}")
+    if getattr(settings, "trainable_layers", len(mask_rcnn.STAGES)) < len(mask_rcnn.STAGES):
+        raise UserError(f"{run}: expected a run that trained all layers, as --trainable-layers 5")
     return settings
 
 
@@ -104,14 +106,16 @@ def torch_options(settings: Any, training: Training) -> dict[str, Any]:
     if options.get("stem", "imagenet") != "imagenet" or training.model.endswith("_v2"):
         raise UserError("expected a ResNet with torchvision's stem and heads of the first version")
     normal = {name: np.broadcast_to(training.meta[name], 3).tolist() for name in ("mean", "std")}
-    names = ("optimizer", "weight_decay", "score_threshold", "seed", "num_anchors")
+    names = ("optimizer", "weight_decay", "score_threshold", "max_detections", "seed")
     return {
         **options,
         **normal,
         **{name: getattr(settings, name) for name in names},
         "model": training.model,
         "num_classes": model.roi_heads.num_classes,
+        "num_anchors": settings.num_anchors,
         "num_rois": settings.num_rois or 128,
+        "iou_threshold": 0.5 if settings.iou_threshold is None else settings.iou_threshold,
         "size": training.input_shape[:2],
     }
 
@@ -124,15 +128,10 @@ def start(config: Config, settings: Any, training: Training, folder: Path) -> To
     np.savez(folder / "weights.npz", **weights)
     options = json.dumps(torch_options(settings, training))
     (folder / "options.json").write_text(options, encoding="utf-8")
-    command = [str(python), str(HERE / "torch_detectors.py"), str(folder)]
-    command += ["--device", config.device]
+    flags = ["--device", config.device]
     if config.threads is not None:
-        command += ["--threads", str(config.threads)]
-    process = TorchProcess(command)
-    if "missing" in process.facts:
-        process.close()
-        raise UserError(f"{python}: expected PyTorch and torchvision: {process.facts['missing']}")
-    return process
+        flags += ["--threads", config.threads]
+    return start_torch(python, "torch_detectors.py", folder, *flags)
 
 
 def train(config: Config, training: Training, torch: TorchProcess, folder: Path) -> list[float]:

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from classifier import find_torch_python
+from classifier import find_torch_python, start_torch
 from torch_loop import TorchProcess
 from yolo import made_up_batches, spread
 
@@ -170,27 +170,11 @@ def torch_options(config: Config, ours: Workload) -> dict[str, Any]:
         "num_anchors": sampling.num_anchors,
         "num_rois": sampling.num_rois,
         "score_threshold": SCORE_THRESHOLD,
+        "iou_threshold": 0.5,
+        "max_detections": 300 if config.model.startswith("retinanet") else 100,
         "optimizer": "adamw",
         "weight_decay": WEIGHT_DECAY,
     }
-
-
-def start_torch(config: Config, folder: Path) -> TorchProcess | None:
-    python = find_torch_python(config.torch_python)
-    if python is None:
-        return None
-    command = [
-        str(python),
-        str(HERE / "torch_detectors.py"),
-        str(folder),
-        "--device",
-        config.device,
-    ]
-    process = TorchProcess(command)
-    if "missing" in process.facts:
-        process.close()
-        raise UserError(f"{python}: expected PyTorch and torchvision: {process.facts['missing']}")
-    return process
 
 
 def time_blocks(
@@ -239,7 +223,9 @@ def main(config: Config) -> dict[str, Any]:
         raise UserError("--batch-size, --repeats and --size must be at least 1, --seconds above 0")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        torch = start_torch(config, folder)
+        python, torch = find_torch_python(config.torch_python), None
+        if python is not None:
+            torch = start_torch(python, "torch_detectors.py", folder, "--device", config.device)
         theirs = torch.facts if torch else "torchvision: not installed (give --torch-python)"
         device = jax.devices()[0].device_kind
         print(f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} cores, {device}")

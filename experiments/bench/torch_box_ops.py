@@ -10,8 +10,8 @@ import json
 import sys
 import time
 
-from torch_loop import import_torch, say
-from torch_operators import plain_nms
+from torch_loop import say
+from torch_operators import import_detection, plain_nms
 
 THRESHOLDS = {"nms": 0.7, "batched_nms": 0.5}
 MATCHER = (0.7, 0.3, True)  # an RPN's
@@ -55,18 +55,10 @@ def make_run(torch, torchvision, kind: str, scene: str, count: int, device: str)
 
 
 def main() -> None:
-    try:
-        torch, torchvision = import_torch()
-        import numpy  # noqa: F401
-    except ImportError as error:
-        say(missing=str(error))
+    found = import_detection()
+    if found is None:
         return
-    if torchvision is None:
-        say(missing="No module named 'torchvision'")
-        return
-    import torchvision.models.detection  # which the datasets' import leaves out
-    import torchvision.ops.boxes
-
+    torch, torchvision = found
     facts = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     compiled = torchvision.extension._has_ops()
     if not compiled:

@@ -21,8 +21,8 @@ import time
 import warnings
 from pathlib import Path
 
-from torch_loop import import_torch, say
-from torch_operators import use_operators_in_python
+from torch_loop import say
+from torch_operators import import_detection, use_operators_in_python
 
 
 def build(torch, options):
@@ -51,6 +51,8 @@ def build(torch, options):
             extra_blocks=fpn.LastLevelP6P7(features, features),
         )
         settings["score_thresh"] = options["score_threshold"]
+        settings["nms_thresh"] = options["iou_threshold"]
+        settings["detections_per_img"] = options["max_detections"]
         thirds = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in sizes)
         return detection.RetinaNet(backbone, anchor_generator=anchors(thirds), **settings)
 
@@ -74,6 +76,8 @@ def build(torch, options):
         "rpn_batch_size_per_image": options["num_anchors"],
         "box_batch_size_per_image": options["num_rois"],
         "box_score_thresh": options["score_threshold"],
+        "box_nms_thresh": options["iou_threshold"],
+        "box_detections_per_img": options["max_detections"],
     }
     for name in ("pre_nms_top_n", "post_nms_top_n"):
         settings[f"rpn_{name}_train"], settings[f"rpn_{name}_test"] = options[name]
@@ -262,18 +266,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    try:
-        torch, torchvision = import_torch()
-        import numpy  # noqa: F401
-    except ImportError as error:
-        say(missing=str(error))
+    found = import_detection()
+    if found is None:
         return
-    if torchvision is None:
-        say(missing="No module named 'torchvision'")
-        return
-    import torchvision.extension
-    import torchvision.models.detection
-
+    torch, torchvision = found
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     compiled = torchvision.extension._has_ops()

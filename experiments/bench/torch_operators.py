@@ -6,6 +6,25 @@ by `grid_sample`, an order of magnitude faster than torchvision's form of it in 
 
 import sys
 
+from torch_loop import import_torch, say
+
+
+def import_detection():
+    """Returns torch, and torchvision with its detection models; or None, and says what lacks."""
+    try:
+        torch, torchvision = import_torch()
+        import numpy  # noqa: F401
+    except ImportError as error:
+        say(missing=str(error))
+        return None
+    if torchvision is None:
+        say(missing="No module named 'torchvision'")
+        return None
+    import torchvision.extension
+    import torchvision.models.detection  # which the datasets' import leaves out
+
+    return torch, torchvision
+
 
 def use_operators_in_python(torch) -> None:
     """Puts them in place of torchvision's; import its detection models first."""

@@ -10,8 +10,8 @@ import json
 import sys
 import time
 
-from torch_loop import import_torch, say
-from torch_operators import use_operators_in_python
+from torch_loop import say
+from torch_operators import import_detection, use_operators_in_python
 
 STRIDES = (4, 8, 16, 32)
 BINS = 7
@@ -78,17 +78,10 @@ def make_run(torch, torchvision, kind, boxes, size, channels, device):
 
 
 def main() -> None:
-    try:
-        torch, torchvision = import_torch()
-        import numpy  # noqa: F401
-    except ImportError as error:
-        say(missing=str(error))
+    found = import_detection()
+    if found is None:
         return
-    if torchvision is None:
-        say(missing="No module named 'torchvision'")
-        return
-    import torchvision.models.detection
-
+    torch, torchvision = found
     compiled = torchvision.extension._has_ops()
     if not compiled:
         use_operators_in_python(torch)

@@ -29,7 +29,8 @@ def write_coco_json(dataset: DetectionDataset, folder: str | os.PathLike[str]) -
     """Writes `folder`/annotations/instances_<split>.json and the pictures in `folder`/<split>.
 
     Ids of pictures stay; so do the categories' ids of a data set that came from COCO, and else they
-    are label + 1. `difficult` becomes iscrowd, and masks become run lengths. Returns the JSON file.
+    are label + 1. `difficult` becomes iscrowd, and masks become run lengths; keypoints are kept.
+    Returns the JSON file.
 
     >>> write_coco_json(splits["train"], "exported")  # doctest: +SKIP
     """
@@ -53,16 +54,25 @@ def write_coco_json(dataset: DetectionDataset, folder: str | os.PathLike[str]) -
                     "area": (x2 - x1) * (y2 - y1) if masks is None else masks[j]["area"],
                     "iscrowd": int(objects.difficult[j]),
                     **({} if masks is None else {"segmentation": masks[j]["segmentation"]}),
+                    **_keypoints(dataset, index, j),
                 }
             )
+    points = {} if dataset.keypoints is None else {"keypoints": list(dataset.keypoint_names)}
     categories = [
-        {"id": number, "name": name, "supercategory": ""}
+        {"id": number, "name": name, "supercategory": "", **points}
         for number, name in zip(numbers, dataset.class_names, strict=True)
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
     path = folder / "annotations" / f"instances_{dataset.split}.json"
     _write(path, json.dumps(content))
     return path
+
+
+def _keypoints(dataset: DetectionDataset, index: int, j: int) -> dict[str, Any]:
+    if dataset.keypoints is None:
+        return {}
+    points = dataset.keypoints[index][j]
+    return {"keypoints": points.ravel().tolist(), "num_keypoints": int((points[:, 2] > 0).sum())}
 
 
 def write_voc_xml(dataset: DetectionDataset, folder: str | os.PathLike[str]) -> Path:

@@ -14,6 +14,7 @@ from jaxvision.data import (
     load_coco,
     load_coco_folder,
     mosaic,
+    write_coco_json,
 )
 from jaxvision.data.detection_geometry import Keep, Placement, cut, flip, mirrored_names, place
 from jaxvision.data.keypoints import EXTREME_POINTS, extreme_points, with_extreme_points
@@ -173,6 +174,15 @@ def test_cocos_keypoints_are_read(tmp_path):
     (folder / "train.json").rename(folder / "annotations" / "person_keypoints_train.json")
     again = load_coco_folder(folder, keypoints=True, announce=str)["train"]
     np.testing.assert_array_equal(again.keypoints[0], train.keypoints[0])
+
+
+def test_they_survive_being_written(tmp_path):
+    data = with_extreme_points(dataset())
+    file = write_coco_json(data, tmp_path / "out")
+    back = load_coco(file, tmp_path / "out" / "train", keypoints=True, announce=str)
+    assert back.keypoint_names == EXTREME_POINTS
+    for ours, theirs in zip(back.keypoints, data.keypoints, strict=True):
+        np.testing.assert_allclose(ours, theirs)
 
 
 @pytest.mark.parametrize(
