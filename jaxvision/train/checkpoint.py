@@ -16,6 +16,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -144,7 +145,8 @@ class CheckpointStore:
         """Returns the saved state of `which`: "latest", "best" or a step.
 
         It must have exactly the structure, shapes and dtypes of `like`, and is placed on devices as
-        `like` is. Anything else is one `UserError` that lists the differences.
+        `like` is, or left to jax as a new state is. Anything else is one `UserError` that lists
+        the differences.
         """
         want = {k: getattr(like, k) for k in _STATE_FIELDS}
         return TrainState(**self._restore(want, self.step(which)))
@@ -222,7 +224,7 @@ class CheckpointStore:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         # Orbax has restored parts silently (its issue 2972): every leaf must have come.
         check_same_tree(want, restored, f"what was restored from {self.run_dir}, step {step},")
-        return restored
+        return jax.tree.map(_as_free_as, want, restored)
 
 
 def load_checkpoint(
@@ -271,7 +273,8 @@ def load_variables(path: str | Path, like: Variables) -> dict[str, Any]:
         check_same_tree(like, stored, f"the weights in {path}")
         abstract = jax.tree.map(_abstract, dict(like))
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        return checkpointer.restore(path, item=abstract, restore_args=restore_args)
+        restored = checkpointer.restore(path, item=abstract, restore_args=restore_args)
+    return jax.tree.map(_as_free_as, dict(like), restored)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
@@ -280,6 +283,16 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _as_free_as(like: Any, restored: jax.Array) -> jax.Array:
+    """Unbinds from its device what orbax bound to it and `like` leaves to jax.
+
+    A step is another program for arrays that are bound (jax: committed) than for new ones: it would
+    be compiled again, and not be found in the cache.
+    """
+    bound = getattr(like, "committed", getattr(like, "sharding", None) is not None)
+    return restored if bound else jnp.array(np.asarray(restored))
 
 
 def _plain_json(meta: Mapping[str, Any]) -> dict[str, Any]:

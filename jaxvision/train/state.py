@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxvision.types import Variables
 
@@ -37,11 +38,28 @@ def create_state(
 ) -> TrainState:
     """Returns the state at step 0 of training `variables` with `tx`.
 
-    The arrays are copied, because a train step donates its state: `variables` stays usable.
+    The arrays are copied, because a train step donates its state: `variables` stays usable. Where
+    they are bound to a device or a mesh, as restored ones are, all of the state is.
     """
     params = jax.tree.map(jnp.array, variables["params"])
     batch_stats = jax.tree.map(jnp.array, variables.get("batch_stats", {}))
     average = None
     if ema:
         average = jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats})
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
+    return _bound_together(state)
+
+
+def _bound_together(state: TrainState) -> TrainState:
+    """Binds the rest of the state to where jax calls some of its arrays committed.
+
+    A step's results all are, once an argument is: it would compile for this state and once more for
+    the next.
+    """
+    bound = [x for x in jax.tree.leaves(state) if getattr(x, "committed", False)]
+    if not bound:
+        return state
+    place = bound[0].sharding
+    if isinstance(place, NamedSharding):
+        place = NamedSharding(place.mesh, PartitionSpec())
+    return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, place), state)

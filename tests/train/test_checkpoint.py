@@ -65,6 +65,24 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, tx, ema):
         assert store.meta() == META
 
 
+def test_a_state_is_bound_to_a_device_only_where_its_like_is(tmp_path):
+    """The program that jax compiles depends on it: a resumed run's is then in the cache."""
+    state, device = new_state(step=1), jax.devices()[0]
+    with CheckpointStore(tmp_path) as store:
+        store.save(state, meta=META)
+        for like in (state, jax.device_put(state, device)):
+            restored = store.restore(like=like)
+            assert all(
+                x.committed == y.committed
+                for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True)
+            )
+            assert restored.step.devices() == {device}
+    save_variables(tmp_path / "weights", {"params": state.params})
+    alone = load_variables(tmp_path / "weights", {"params": state.params})
+    for variables in (load_checkpoint(tmp_path)[1], alone):
+        assert not any(x.committed for x in jax.tree.leaves(variables))
+
+
 def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
     """The write goes on in the background while steps donate the very buffers being written."""
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
@@ -141,8 +159,8 @@ def test_load_checkpoint_needs_only_the_folder(tmp_path):
     model, variables, meta = load_checkpoint(tmp_path)
     assert meta == {**META, "step": 1}
     images = jax.random.uniform(jax.random.key(0), (3, 28, 28, 1))
-    own = get_model("lenet", **OPTIONS).apply({"params": state.params}, images)
-    np.testing.assert_array_equal(model.apply(variables, images), own)
+    own = jax.jit(get_model("lenet", **OPTIONS).apply)({"params": state.params}, images)
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, images), own)
 
 
 def test_load_checkpoint_gives_the_moving_average(tmp_path):
@@ -155,14 +173,15 @@ def test_load_checkpoint_gives_the_moving_average(tmp_path):
 
 
 def test_weights_alone(tmp_path):
-    model = get_model("lenet", **OPTIONS)
-    variables, other = (model.init(jax.random.key(seed), IMAGES) for seed in (0, 1))
+    variables, other = ({"params": new_state(seed=seed).params} for seed in (0, 1))
     save_variables(tmp_path / "weights", variables)
     assert_same(load_variables(tmp_path / "weights", like=other)["params"], variables["params"])
     with pytest.raises(UserError, match="exists already"):
         save_variables(tmp_path / "weights", variables)
     with pytest.raises(UserError, match="does not fit the model"):
-        load_variables(tmp_path / "weights", like=get_model("mlp").init(jax.random.key(0), IMAGES))
+        load_variables(
+            tmp_path / "weights", like={"params": new_state(model="mlp", hidden=[3]).params}
+        )
     with pytest.raises(UserError, match="no weights at"):
         load_variables(tmp_path / "nothing", like=variables)
 

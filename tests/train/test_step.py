@@ -90,10 +90,15 @@ def test_the_gradients_norm_is_that_of_all_parameters_together():
     assert float(metrics["grad_norm"]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_loss_falls_and_the_step_compiles_once():
+@pytest.mark.parametrize("bound", [False, True])
+def test_the_loss_falls_and_the_step_compiles_once(bound):
     loss_fn = Traced(classification_loss(MLP))
     train_step = make_train_step(loss_fn, TX)
-    state, losses = create_state(mlp_variables(), TX), []
+    start = mlp_variables()
+    if bound:
+        start = jax.device_put(start, jax.devices()[0])
+    state, losses = create_state(start, TX), []
+    assert all(x.committed == bound for x in jax.tree.leaves(state))
     for _ in range(40):
         state, metrics = train_step(state, picture_batch(6))
         losses.append(float(metrics["loss"]))
@@ -159,6 +164,22 @@ def test_accumulating_parts_equals_the_whole_batch(parts, valid):
     assert_close(state.params, whole.params, rtol=1e-6, atol=1e-6)
     assert_close(got, expected, rtol=1e-5, atol=1e-6)
     assert any(row["grad_norm"] > 0.01 for row in got) == (valid is None or any(valid))
+
+
+def test_a_part_without_a_valid_example_adds_nothing_whatever_it_says():
+    def loss_fn(params, batch_stats, batch, key, train=True):
+        valid = batch["valid"]
+        losses = jnp.sqrt(params["w"] * batch["x"])  # whose gradient is infinite at 0
+        loss = jnp.sum(losses, where=valid) / jnp.maximum(valid.sum(), 1)
+        return loss, (batch_stats, {})
+
+    valid = np.array([True, False, True, False])
+    batch = {"x": np.array([4.0, 0.0, 9.0, 0.0], np.float32), "valid": valid}
+    step = make_train_step(loss_fn, sgd(0.1), accumulate=2)
+    start = create_state({"params": {"w": jnp.float32(1)}}, sgd(0.1))
+    state, metrics = step(start, batch)
+    assert float(metrics["loss"]) == 2.5
+    assert float(state.params["w"]) == pytest.approx(1 - 0.1 * 1.25)
 
 
 def test_accumulated_parts_follow_each_other_with_keys_of_their_own():
