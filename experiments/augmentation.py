@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxvision.data import compose, hsv_jitter, random_flip, scale_jitter
+from jaxvision.data import compose, drop_difficult, hsv_jitter, random_flip, scale_jitter
 from jaxvision.data.detection_transforms import PlacementTransform
 from jaxvision.data.transforms import Transform
 from jaxvision.errors import UserError
@@ -21,9 +21,13 @@ class Augmentation:
 def augment(
     config: Augmentation, placement: PlacementTransform, size: tuple[int, int]
 ) -> Transform:
-    """Returns what is done to training pictures; `placement` brings them to `size` (h, w)."""
+    """Returns what is done to training pictures; `placement` brings them to `size` (h, w).
+
+    Objects marked as difficult, such as COCO's crowds, are not learnt.
+    """
     still, colors = config.scale == (1.0, 1.0), config.colors
     steps: list[Transform] = [
+        drop_difficult(),
         random_flip(config.flip),
         placement if still else scale_jitter(size, config.scale, spread=True),
     ]

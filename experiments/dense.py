@@ -27,7 +27,7 @@ import flax.linen as nn
 import tyro
 from detection import Thresholds, evaluation_of, train_and_report
 from detection_data import load_splits, similar_classes
-from detector_init import Start, drawn_variables, start_from
+from detector_init import Start, drawn_variables, is_detector, options_of_run, start_from
 from rcnn_data import Pictures, SizeFlags, check_sizes
 from training import Training, falling_rate
 from training_flags import OptimizerFlags, RunFlags, optimizer_of
@@ -70,7 +70,8 @@ class Config(RunFlags, OptimizerFlags, Thresholds, SizeFlags):
     otherwise."""
     init: str | None = None
     """First weights: a run's folder, a file, or a published name, such as COCO_V1 of the whole or
-    IMAGENET1K_V1 of a pyramid's backbone; layers of other classes are new."""
+    IMAGENET1K_V1 of a pyramid's backbone; layers of other classes are new. A run of the same model
+    brings its options too."""
     width: int | None = None
     """Of a ResNet, its first stage's channels, by default 64."""
     fpn_features: int | None = None
@@ -149,9 +150,13 @@ def is_ssd(config: Config) -> bool:
 
 def options_of(config: Config, num_classes: int) -> dict[str, Any]:
     """Returns the model's options; `num_classes` does not count the background."""
-    options: dict[str, Any] = {"num_classes": num_classes + 1}
-    if config.init is None and not is_ssd(config):
-        options["frozen_norm"] = False  # statistics that nobody has learnt
+    options: dict[str, Any] = {}
+    earlier = options_of_run(config.init, config.model)
+    if earlier is not None:
+        options = earlier
+    elif not is_ssd(config) and (config.init is None or not is_detector(config.init, config.model)):
+        if config.init is None:
+            options["frozen_norm"] = False  # statistics that nobody has learnt
         if config.data == "garment_scenes":
             options |= SMALL
             if kind_of(config) == "retinanet":
@@ -159,7 +164,7 @@ def options_of(config: Config, num_classes: int) -> dict[str, Any]:
     names = ("width", "fpn_features", "head_depth", "anchor_sizes")
     options |= {name: value for name in names if (value := getattr(config, name)) is not None}
     needed = {} if config.init is None else options_needed(config.model, config.init)
-    return {**needed, **options}
+    return {**needed, **options, "num_classes": num_classes + 1}
 
 
 def first_weights(config: Config, options: dict[str, Any]) -> Start:

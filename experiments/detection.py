@@ -113,16 +113,18 @@ class Finder:
             inputs = (batch[name] for name in self._inputs)
             found = jax.device_get(self.detect(variables, *inputs))
             for row in np.flatnonzero(counts[step]):
-                index, real = slots[step][row], found.valid[row]
+                index = slots[step][row]
                 placement = self._placements[index]
+                boxes = placement.to_original(found.boxes[row])
+                # What lies beside the picture, on the canvas of a letterbox, is nothing in it.
+                real = found.valid[row] & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
                 results[index] = {
-                    "boxes": placement.to_original(found.boxes[row][real]),
+                    "boxes": boxes[real],
                     "scores": found.scores[row][real],
                     "labels": found.labels[row][real],
                 }
                 if isinstance(found, PaddedInstances):
-                    boxes = results[index]["boxes"]
-                    masks = BoxMasks(found.masks[row][real], boxes, placement.original)
+                    masks = BoxMasks(found.masks[row][real], boxes[real], placement.original)
                     results[index]["masks"] = masks.run_lengths()
                 if isinstance(found, PaddedPoses):
                     points = placement.points_to_original(found.keypoints[row][real])

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from jaxvision.data import DetectionDataset, load_detection
+from jaxvision.data.detection_recipes import WITH_MASKS
 from jaxvision.data.keypoints import IN_FILES, with_extreme_points
 from jaxvision.errors import UserError
 from jaxvision.metrics.errors import SIMILAR_CLASSES, ClassGroups
@@ -50,21 +51,44 @@ class DetectionData:
     --num-train 8 leaves eight. Take --flip 0 --scale 1 1 --colors 0 with it."""
 
 
-def load_splits(config: DetectionData, *, keypoints: bool = False) -> dict[str, DetectionDataset]:
+def load_splits(
+    config: DetectionData, *, masks: bool = False, keypoints: bool = False
+) -> dict[str, DetectionDataset]:
     """Loads "train", "val" and "test", no larger than asked for; to overfit, all three the same.
 
     A data set without a test set is tested on its validation set, and one without a validation set
-    is validated on its test set, which is said; one that has neither is refused. With `keypoints`
-    objects have those of the files, which are COCO's, or else their masks' extreme points.
+    is validated on its test set, which is said; one that has neither is refused, and so is one
+    without an object to measure by. With `masks` objects have them where the data set has, which of
+    VOC's is true of those pictures that are annotated for segmentation. With `keypoints` they have
+    those of the files, which are COCO's, or else their masks' extreme points.
     """
-    splits = _splits(config, keypoints)
-    if keypoints and config.data not in IN_FILES:
+    extreme = keypoints and config.data not in IN_FILES
+    splits = _splits(config, masks or extreme, keypoints and not extreme)
+    if extreme:
         print(f"{config.data}: its keypoints are the extreme points of its masks")
         splits = {name: with_extreme_points(split) for name, split in splits.items()}
-    return dict.fromkeys(splits, splits["train"]) if config.overfit else splits
+    if config.overfit:
+        splits = dict.fromkeys(splits, splits["train"])
+    for name in ("val", "test"):
+        _check_measurable(splits[name], name, keypoints)
+    return splits
 
 
-def _splits(config: DetectionData, keypoints: bool) -> dict[str, DetectionDataset]:
+def _check_measurable(dataset: DetectionDataset, split: str, keypoints: bool) -> None:
+    """Refuses pictures in which no object counts: there every score is undefined."""
+    counted = [~objects.difficult for objects in dataset.objects]
+    if keypoints:
+        points = zip(counted, dataset.keypoints, strict=True)
+        counted = [each & (those[:, :, 2] > 0).any(axis=1) for each, those in points]
+    if not any(each.any() for each in counted):
+        kind = "object with a visible keypoint" if keypoints else "object that is not difficult"
+        raise UserError(
+            f"{dataset.name}: expected an {kind} to measure by in {split}, got none in its "
+            f"{len(dataset):,} pictures: choose others, or more of them with --num-{split}"
+        )
+
+
+def _splits(config: DetectionData, masks: bool, keypoints: bool) -> dict[str, DetectionDataset]:
     counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     wrong = [f"--num-{name} {n}" for name, n in counts.items() if n is not None and n < 1]
     if wrong:
@@ -77,9 +101,10 @@ def _splits(config: DetectionData, keypoints: bool) -> dict[str, DetectionDatase
         return load_detection(
             config.data, size=config.picture_size, data=config.garments, counts=given, **common
         )
-    if keypoints and config.data in IN_FILES:
-        common["keypoints"] = True
-    splits = load_detection(config.data, **common)
+    options = WITH_MASKS.get(config.data, {}) if masks else {}
+    if keypoints:
+        options = {**options, "keypoints": True}
+    splits = load_detection(config.data, **common, **options)
     trained = config.train_split
     if trained not in splits:
         raise UserError(f"{config.data}: expected a split {trained}, got {', '.join(splits)}")

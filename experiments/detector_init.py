@@ -56,7 +56,7 @@ def start_from(
         if inside:
             return Start(shared(drawn, given, init), mean, std)
         return Start(put_backbone(drawn, given), mean, std)
-    if _is_detector(init, model):
+    if is_detector(init, model):
         given = load_weights(model, init, seed=seed, **options)
         published = find_weights(model, next(iter(CATALOG[model]))) if model in CATALOG else None
         normal = (published or find_weights(backbone, "DEFAULT")).preprocessing
@@ -67,6 +67,14 @@ def start_from(
     published = init if init in CATALOG.get(backbone, {}) else "DEFAULT"
     normal = find_weights(backbone, published).preprocessing
     return Start(put_backbone(drawn, classifier), normal.mean, normal.std)
+
+
+def options_of_run(init: str | None, model: str) -> dict[str, Any] | None:
+    """Returns the options of the run in the folder `init`, if it is one of `model`."""
+    if init is None or not Path(init).is_dir():
+        return None
+    meta = load_checkpoint(init)[2]
+    return dict(meta["options"]) if meta["model"] == model else None
 
 
 def body_of(name: str, variables: Variables) -> str:
@@ -108,7 +116,7 @@ def shared(drawn: Variables, given: Variables, origin: str) -> dict[str, Any]:
     return jax.tree.unflatten(tree, kept)
 
 
-def _is_detector(init: str, model: str) -> bool:
+def is_detector(init: str, model: str) -> bool:
     """Whether a file, or a published name, holds a whole detector and not a classifier."""
     if not Path(init).exists():
         return init in CATALOG.get(model, {})

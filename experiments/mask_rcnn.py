@@ -138,7 +138,7 @@ def main(config: Config) -> dict[str, Any]:
     config = settled(config)
     check(config)
     keypoints = of_keypoints(config)
-    splits = load_splits(config, keypoints=keypoints)
+    splits = load_splits(config, masks=not keypoints, keypoints=keypoints)
     for split in splits.values():
         if split.masks is None and not keypoints:
             raise UserError(f"{split.name}: expected objects with masks, got a data set with none")

@@ -216,6 +216,14 @@ def check(config: Config) -> None:
         raise UserError(f"--frozen-norm is not for {config.backbone}")
     if config.stem is not None and config.backbone not in ("resnet18", "resnet50"):
         raise UserError(f"--stem is a plain ResNet's: {config.backbone} has none")
+    unknown = {"vgg16": ("width", "fpn_features", "representation_size")}
+    unknown |= {"mobilenet_v3_large": ("width",)}
+    unknown |= {"resnet50_v2": ("anchor_sizes", "pre_nms_top_n", "post_nms_top_n")}
+    given = [
+        f"--{name.replace('_', '-')}" for name in _given(config, *unknown.get(config.backbone, ()))
+    ]
+    if given:
+        raise UserError(f"{', '.join(given)}: a detector on {config.backbone} has no such option")
     if config.num_anchors < 1 or (config.num_rois is not None and config.num_rois < 1):
         raise UserError("expected --num-anchors and --num-rois of at least 1")
     if not 0 <= config.background_iou < 0.5:

@@ -143,7 +143,8 @@ class Pictures:
             buckets=self.buckets,
             masks=self.with_masks,
             keypoints=self.with_keypoints,
-            drop_last=train,
+            # Of few pictures of a bucket's shape there may be no whole batch.
+            drop_last=train and self.buckets is None,
             proposals=self.proposals_of(dataset),
             num_proposals=config.num_proposals if self.with_proposals else None,
         )

@@ -1,6 +1,7 @@
 """What each step of three detectors sees in one picture, as sections of a report's page."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -148,7 +149,8 @@ def region_crops(steps: Steps, image: np.ndarray, boxes: np.ndarray) -> list[np.
     if not isinstance(steps.model, RCNN):
         return [cut_out(image, box) for box in boxes]
     sizes = jnp.array([image.shape[:2]])
-    crops = crop_regions(steps.model, jnp.asarray(image)[None] / 255, sizes, boxes[None])[0]
+    crop = jax.jit(partial(crop_regions, steps.model))
+    crops = crop(jnp.asarray(image)[None] / 255, sizes, boxes[None])[0]
     return list(np.asarray(jnp.round(255 * crops)).astype(np.uint8))
 
 
@@ -157,9 +159,9 @@ def region_features(steps: Steps, seen: Look, chosen: np.ndarray) -> np.ndarray:
     model = steps.model
     if isinstance(model, RCNN):
         return np.asarray(seen.features.cells[0])[chosen]
-    boxes = jnp.asarray(seen.regions.boxes[chosen])[None]
     heads = model.roi_heads
-    return np.asarray(pool_rois(seen.features, boxes, heads.strides, pooling=heads.pooling)[0])
+    pool = jax.jit(partial(pool_rois, strides=heads.strides, pooling=heads.pooling))
+    return np.asarray(pool(seen.features, seen.regions.boxes[chosen][None])[0])
 
 
 def _regression_section(image, objects, class_names, looks, most: int) -> Section:

@@ -84,13 +84,19 @@ class Steps:
 
             return jax.vmap(of_one)(*outputs, regions.boxes, regions.valid, size)
 
-        suppress = jax.jit(suppressed, static_argnums=3)
-        self._network, self._propose, self._heads, self._suppress = (
-            network,
-            propose,
-            heads,
-            suppress,
-        )
+        @jax.jit
+        def decoded(outputs, regions, size):
+            scores, deltas = (x[0].astype(jnp.float32) for x in outputs)
+            weights = (1.0, 1.0, 1.0, 1.0)
+            if isinstance(model, RCNN):
+                scores = jax.nn.sigmoid(scores)
+            else:  # there the first class is the background
+                scores, deltas, weights = jax.nn.softmax(scores)[:, 1:], deltas[:, 1:], BOX_WEIGHTS
+            moved = decode_boxes(deltas, regions.boxes[0][:, None], weights)
+            return scores, clip_boxes(moved, (size[0, 0], size[0, 1]))
+
+        self._network, self._propose, self._heads, self._decoded = network, propose, heads, decoded
+        self._suppress = jax.jit(suppressed, static_argnums=3)
         self.iou_threshold = selection.iou_threshold
 
     def given(self, batch: Mapping[str, Any]) -> Proposals | None:
@@ -119,15 +125,13 @@ class Steps:
 
     def regions(self, outputs: Any, regions: Proposals, batch: Mapping[str, Any]) -> Regions:
         """What the heads say of the regions of a batch's first picture, in pixels."""
-        scores, deltas = (x[0].astype(jnp.float32) for x in outputs)
-        boxes, weights = regions.boxes[0], (1.0, 1.0, 1.0, 1.0)
-        if isinstance(self.model, RCNN):
-            scores = jax.nn.sigmoid(scores)
-        else:  # there the first class is the background
-            scores, deltas, weights = jax.nn.softmax(scores)[:, 1:], deltas[:, 1:], BOX_WEIGHTS
-        size = tuple(int(side) for side in batch["size"][0])
-        moved = clip_boxes(decode_boxes(deltas, boxes[:, None], weights), size)
-        return Regions(*(np.asarray(x) for x in (boxes, scores, moved, regions.valid[0])))
+        scores, moved = self._decoded(outputs, regions, batch["size"])
+        return Regions(
+            np.asarray(regions.boxes)[0],
+            np.asarray(scores),
+            np.asarray(moved),
+            np.asarray(regions.valid)[0],
+        )
 
     def milliseconds(
         self,

@@ -63,7 +63,7 @@ def test_a_bad_picture_is_named_and_the_others_still_predicted(jaxvision, traine
 
 
 def test_evaluate_gives_the_figures_of_training(jaxvision, trained_run, data_dir):
-    result = jaxvision("evaluate", trained_run, "--data", "embedded", "--data-dir", data_dir)
+    result = jaxvision("evaluate", trained_run)  # on the pictures that its config names
     assert result.returncode == 0, result.stderr
     records = [json.loads(s) for s in (trained_run / "metrics.jsonl").read_text().splitlines()]
     best = min((r for r in records if "val/loss" in r), key=lambda r: r["val/loss"])

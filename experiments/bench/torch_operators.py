@@ -41,7 +41,10 @@ def plain_nms(torch):
 
     def nms(boxes, scores, threshold):
         order = scores.sort(descending=True, stable=True)[1]
-        x1, y1, x2, y2 = boxes[order].float().cpu().numpy().T.copy()
+        boxes = boxes[order].cpu()
+        if boxes.element_size() < 4:
+            boxes = boxes.float()  # NumPy has no bfloat16
+        x1, y1, x2, y2 = boxes.numpy().T.copy()
         areas = (x2 - x1) * (y2 - y1)
         alive, kept = np.ones(len(areas), bool), []
         for i in range(len(areas)):
@@ -69,7 +72,8 @@ def sampled_roi_align(torch):
 
     def positions(start, size, bins, ratio, length):
         """Where the samples of each RoI lie on an axis, -1 to 1, and which the map has at all."""
-        steps = (torch.arange(bins * ratio, device=start.device) + 0.5) / (bins * ratio)
+        steps = torch.arange(bins * ratio, dtype=start.dtype, device=start.device)
+        steps = (steps + 0.5) / (bins * ratio)
         x = start[:, None] + steps * size[:, None]
         there = (x >= -1) & (x <= length)
         return x.clamp(0, length - 1) * (2 / max(length - 1, 1)) - 1, there

@@ -93,7 +93,14 @@ def _classification(command: Evaluate, predictor: Any) -> None:
         raise UserError(
             f"expected --data auto, full or embedded for a classifier, got {command.data}"
         )
-    splits = load_splits(name, data=command.data, source=command.source, data_dir=command.data_dir)
+    kept = _config_of(command.run)
+    which = kept.get("data") if command.data == "auto" else command.data
+    splits = load_splits(
+        name,
+        data=which if which in FASHION_MNIST else "auto",
+        source=command.source or kept.get("source"),
+        data_dir=command.data_dir or kept.get("data_dir"),
+    )
     dataset = _split(splits, command, name)
     _check_classes(predictor.class_names, dataset.class_names, name)
     if command.count is not None:
@@ -124,7 +131,8 @@ def _detection(command: Evaluate, predictor: Any) -> None:
     from jaxvision.ops import encode_masks
 
     points = tuple(predictor.meta.get("keypoint_names", ()))
-    dataset = _scenes(command, predictor, keypoint_names=points)
+    masks = predictor.meta["model"].startswith("maskrcnn")
+    dataset = _scenes(command, predictor, masks=masks, keypoint_names=points)
     _check_classes(predictor.class_names, dataset.class_names, dataset.name)
     found = [result.as_prediction() for result in _results(predictor, dataset)]
     names, targets = dataset.class_names, dataset.objects
@@ -191,7 +199,7 @@ def _segmentation(command: Evaluate, predictor: Any) -> None:
     from jaxvision.data import semantic_map
     from jaxvision.metrics.segmentation import segmentation_confusion, segmentation_scores
 
-    dataset = _scenes(command, predictor)
+    dataset = _scenes(command, predictor, masks=True)
     _check_classes(predictor.class_names, ("background", *dataset.class_names), dataset.name)
     names = predictor.class_names
     confusion = np.zeros((len(names), len(names)), np.int64)
@@ -213,21 +221,34 @@ def _segmentation(command: Evaluate, predictor: Any) -> None:
 
 
 # ----------------------------------------------------------------------------------------- for all
-def _scenes(
-    command: Evaluate, predictor: Any, *, keypoint_names: tuple[str, ...] = (), **options: Any
-) -> Any:
-    """The split of the detection data set that the command or else the run's own config names.
-
-    With `keypoint_names` its objects have those keypoints.
-    """
-    from jaxvision.data import load_detection
-    from jaxvision.data.keypoints import IN_FILES
+def _config_of(run: Path) -> dict[str, Any]:
+    """The run's config, which has the flags that name its data; {} for a checkpoint alone."""
     from jaxvision.train.run import read_config
 
     try:
-        config = read_config(command.run)
+        return read_config(run)
     except UserError:
-        config = {}  # a checkpoint alone
+        return {}
+
+
+def _scenes(
+    command: Evaluate,
+    predictor: Any,
+    *,
+    masks: bool = False,
+    keypoint_names: tuple[str, ...] = (),
+    **options: Any,
+) -> Any:
+    """The split of the detection data set that the command or else the run's own config names.
+
+    With `masks` its objects have them where the data set has, with `keypoint_names` they have those
+    keypoints.
+    """
+    from jaxvision.data import load_detection
+    from jaxvision.data.detection_recipes import WITH_MASKS
+    from jaxvision.data.keypoints import IN_FILES
+
+    config = _config_of(command.run)
     own = predictor.meta.get("dataset")
     given = command.data if command.data not in FASHION_MNIST else own
     if given is None:
@@ -248,7 +269,10 @@ def _scenes(
         options["size"] = command.picture_size or kept.get("picture_size") or 128
         options["data"] = pictures
     else:
-        options = {"keypoints": True} if keypoint_names and given in IN_FILES else {}
+        extreme = bool(keypoint_names) and given not in IN_FILES
+        options = dict(WITH_MASKS.get(given, {})) if masks or extreme else {}
+        if keypoint_names and not extreme:
+            options["keypoints"] = True
     splits = load_detection(given, **places, **options)
     held_out = [name for name in ("test", "val") if name in splits]
     dataset = _split(splits, command, given, *held_out[:1])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int, Int32, Int64, UInt8
 
 from jaxvision.data.detection_geometry import mirrored_names
 from jaxvision.data.images import decode_image, read_image
@@ -22,11 +22,16 @@ from jaxvision.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """The `m` objects of one picture. `difficult` ones (VOC's) neither count nor count against."""
+    """The `m` objects of one picture. `difficult` ones (VOC's) neither count nor count against.
+
+    `area`, in pixels, is what COCO's files say of each: mostly its segmentation's. COCO's scores
+    call an object small or large by it, and measure by it how far off a keypoint is.
+    """
 
     boxes: Float32[np.ndarray, "m 4"]
     labels: Int32[np.ndarray, "m"]
     difficult: Bool[np.ndarray, "m"]
+    area: Float64[np.ndarray, "m"] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -50,10 +55,9 @@ class Objects:
         return cls(boxes, labels, np.array(list(difficult), bool))
 
     def __post_init__(self) -> None:
-        if not len(self.boxes) == len(self.labels) == len(self.difficult):
-            raise ValueError(
-                f"{len(self.boxes)} boxes, {len(self.labels)} labels, {len(self.difficult)} flags"
-            )
+        lengths = {name: len(x) for name, x in vars(self).items() if x is not None}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"expected as many of each, got {lengths}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,11 @@ from jaxvision.data.recipes import source_sentence
 from jaxvision.errors import UserError
 
 Splits = dict[str, DetectionDataset]
+WITH_MASKS: dict[str, dict[str, Any]] = {
+    "coco": {"masks": True},
+    **{name: {"segmentation": True} for name in ("voc2007", "voc2012", "voc0712")},
+}
+"""What `load_detection` must be told so that objects have their masks, where that is an option."""
 VOC_SPLITS = {"2007": voc.SPLITS, "2012": ("train", "val", "trainval")}
 
 

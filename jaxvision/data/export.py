@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from jaxvision.data.detection import DetectionDataset
+from jaxvision.data.detection import DetectionDataset, Objects
 from jaxvision.data.formats.coco import CocoDataset
 from jaxvision.data.images import picture_size, to_picture
 from jaxvision.data.prepared import track
@@ -44,6 +44,7 @@ def write_coco_json(dataset: DetectionDataset, folder: str | os.PathLike[str]) -
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         objects = dataset.objects[index]
         masks = _run_lengths(dataset, index)
+        areas = _areas(objects, masks)
         for j, (x1, y1, x2, y2) in enumerate(objects.boxes.tolist()):
             annotations.append(
                 {
@@ -51,7 +52,7 @@ def write_coco_json(dataset: DetectionDataset, folder: str | os.PathLike[str]) -
                     "image_id": number,
                     "category_id": numbers[objects.labels[j]],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1) if masks is None else masks[j]["area"],
+                    "area": areas[j],
                     "iscrowd": int(objects.difficult[j]),
                     **({} if masks is None else {"segmentation": masks[j]["segmentation"]}),
                     **_keypoints(dataset, index, j),
@@ -66,6 +67,15 @@ def write_coco_json(dataset: DetectionDataset, folder: str | os.PathLike[str]) -
     path = folder / "annotations" / f"instances_{dataset.split}.json"
     _write(path, json.dumps(content))
     return path
+
+
+def _areas(objects: Objects, masks: list[dict[str, Any]] | None) -> list[float | int]:
+    """Each object's area: what the data set says, or else its mask's, or else its box's."""
+    if objects.area is not None:
+        return objects.area.tolist()
+    if masks is not None:
+        return [each["area"] for each in masks]
+    return [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in objects.boxes.tolist()]
 
 
 def _keypoints(dataset: DetectionDataset, index: int, j: int) -> dict[str, Any]:

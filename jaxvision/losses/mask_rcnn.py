@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Bool, Float, Int, Int32
 
@@ -116,9 +117,12 @@ def mask_rcnn_loss(
         logits, batch_stats = run(rois.boxes, **options)
         masks = _at_least_one(jnp.asarray(batch["masks"]))
         boxes = jnp.where(valid[..., None], rois.boxes, 0.0)
-        targets = jax.vmap(lambda *picture: crop_masks(*picture, logits.shape[-2]))(
-            masks, boxes, rois.matched
-        )
+        sizes = batch.get("size", np.tile(masks.shape[2:], (len(masks), 1)))
+
+        def of_one(masks, boxes, matched, size):
+            return crop_masks(masks, boxes, matched, logits.shape[-2], (size[0], size[1]))
+
+        targets = jax.vmap(of_one)(masks, boxes, rois.matched, jnp.asarray(sizes))
         return mask_head_loss(logits, rois.classes, targets, valid), batch_stats
 
     return _with_branch(model, "loss_mask", loss_mask, mean, std, sampling)

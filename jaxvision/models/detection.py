@@ -25,6 +25,7 @@ from jaxvision.ops.color import normalize_images
 from jaxvision.ops.dense import decode_fcos, decode_retinanet, decode_ssd
 from jaxvision.ops.detections import select_detections
 from jaxvision.ops.keypoints import heatmaps_to_keypoints
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.ops.rcnn import decode_rcnn
 from jaxvision.ops.yolov1 import decode_yolov1
 from jaxvision.ops.yolox import decode_yolox
@@ -149,8 +150,8 @@ def detect_with_mask_rcnn(
     features, found = _maps_and_boxes(model, variables, images, sizes, selection)
     logits = model.apply(variables, features, found.boxes, train=False, method=model.predict_masks)
     index = found.labels[..., None, None, None] + 1  # class 0 is the background
-    masks = jax.nn.sigmoid(jnp.take_along_axis(logits, index, axis=-1)[..., 0])
-    masks = masks.astype(found.boxes.dtype)
+    logits = at_least_float32(jnp.take_along_axis(logits, index, axis=-1)[..., 0])
+    masks = jax.nn.sigmoid(logits)
     return PaddedInstances(*found, jnp.where(found.valid[..., None, None], masks, 0.0))
 
 

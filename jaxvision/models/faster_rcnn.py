@@ -88,7 +88,7 @@ class FasterRCNN(nn.Module):
         train: bool,
     ) -> Proposals:
         """Returns each picture's regions that may hold an object; more of them for training."""
-        return self.rpn.propose(features, predictions, sizes, train=train)
+        return self.rpn.propose(features, predictions, sizes, for_training=train)
 
     def classify_rois(
         self, features: Maps, boxes: Float[Array, "b n 4"], *, train: bool
@@ -126,6 +126,8 @@ def resnet_pyramid(
     unknown = set(stages) - set(RESNET_STAGES)
     if unknown or not stages:
         raise ValueError(f"expected some of {', '.join(RESNET_STAGES)}, got {tuple(stages)}")
+    if fpn_features is None and len(stages) > 1:
+        raise ValueError(f"expected one of the stages without a pyramid, got {tuple(stages)}")
     norm = Norm("frozen" if frozen_norm else "batch", eps=norm_eps)
     first = 4 if stem == "imagenet" else 1
     pyramid = None

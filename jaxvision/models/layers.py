@@ -133,7 +133,7 @@ class BatchNorm(nn.Module):
     `train=True` normalises by the batch's own mean and biased variance and moves the stored ones:
     stored = (1 - momentum) * stored + momentum * batch's, where the variance that is stored is the
     *unbiased* one. `momentum` is torch's (linen's is 1 - it); None averages over all batches alike.
-    `train=False` normalises by the stored ones.
+    `train=False` normalises by the stored ones. A batch of which no row is valid leaves them alone.
 
     Parameters `scale` and `bias` [c]; state `mean` and `var` [c] and `num_batches_tracked`, all but
     the last float32 whatever `dtype` is.
@@ -160,11 +160,14 @@ class BatchNorm(nn.Module):
                 f"of shape {list(x.shape)} has 1: use a larger batch or picture, or train=False"
             )
         y, batch_mean, batch_var, count = batch_norm(x, scale, bias, self.eps)
-        tracked.value = tracked.value + 1
-        new = 1 / tracked.value if self.momentum is None else self.momentum
+        tracked.value = tracked.value + (count > 0).astype(jnp.int32)
+        new = self.momentum
+        if new is None:
+            new = 1 / jnp.maximum(tracked.value, 1)
         unbiased = batch_var * (count / jnp.maximum(count - 1, 1))
-        mean.value = (1 - new) * mean.value + new * batch_mean
-        var.value = (1 - new) * var.value + new * unbiased
+        # Where no row is valid there is no mean, and of a single value no variance.
+        mean.value = jnp.where(count > 0, (1 - new) * mean.value + new * batch_mean, mean.value)
+        var.value = jnp.where(count > 1, (1 - new) * var.value + new * unbiased, var.value)
         return y
 
 

@@ -114,10 +114,14 @@ class RegionProposalNetwork(nn.Module):
         predictions: AnchorPredictions,
         sizes: Int[Array, "b 2"],
         *,
-        train: bool,
+        for_training: bool,
     ) -> Proposals:
-        """Returns the proposals of each picture of `sizes` (h, w), without gradients."""
-        anchors, which = self.anchors(features), 0 if train else 1
+        """Returns the proposals of each picture of `sizes` (h, w), without gradients.
+
+        How many they are hangs on what they are for; `train`, which a frozen network is called
+        without, would not say it.
+        """
+        anchors, which = self.anchors(features), 0 if for_training else 1
 
         def one_picture(objectness, deltas, size):
             return select_proposals(

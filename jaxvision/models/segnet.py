@@ -10,8 +10,9 @@ from jaxvision.ops import max_pool_with_argmax, max_unpool
 
 
 class SegNet(nn.Module):
-    """Logits of every pixel of normalised pictures of any size: {"out": [b, h, w, num_classes]}.
+    """Logits of every pixel of normalised pictures: {"out": [b, h, w, num_classes]}.
 
+    Sides are of any size from 32 pixels on, which five pools halve to one.
     The encoder is VGG16's, with batch normalisation. Each of its 2x2 max-pools hands the places of
     its maxima to the decoder's unpooling of the same size, and no more than that crosses over. The
     decoder has the encoder's convolutions in reverse, of which the last tells the classes apart.

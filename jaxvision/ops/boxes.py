@@ -170,7 +170,7 @@ def decode_boxes(
     x, y = (dx / wx) * anchor_w + anchor_x, (dy / wy) * anchor_h + anchor_y
     w, h = jnp.exp(dw) * anchor_w, jnp.exp(dh) * anchor_h
     boxes = jnp.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], axis=-1)
-    return boxes.astype(jnp.promote_types(deltas.dtype, anchors.dtype))
+    return boxes.astype(jnp.result_type(deltas, anchors))
 
 
 # -------------------------------------------------------------------------- along with a picture
@@ -268,7 +268,7 @@ def _centres_and_sides(boxes):
 
 
 def _stack(numbers, boxes):
-    return jnp.stack(numbers, axis=-1).astype(boxes.dtype)
+    return jnp.stack(numbers, axis=-1).astype(jnp.result_type(boxes))
 
 
 # With `where` and not with `maximum`, which would halve the gradient at the limit itself.

@@ -31,7 +31,7 @@ def normalize_images(
         if images.dtype != jnp.uint8:
             raise TypeError(f"expected uint8 or float images, got {images.dtype}")
         images = images.astype(jnp.float32) / 255
-    images = at_least_float32(images)
+    images = at_least_float32(jnp.asarray(images))
     mean = jnp.broadcast_to(jnp.asarray(mean, images.dtype), images.shape)
     std = jnp.broadcast_to(jnp.asarray(std, images.dtype), images.shape)
     return (images - mean) / std

@@ -165,4 +165,4 @@ def decode_distances(
     w, h, x, y = x2 - x1, y2 - y1, 0.5 * (x1 + x2), 0.5 * (y1 + y2)
     left, up, right, down = corners(distances)
     boxes = jnp.stack([x - left * w, y - up * h, x + right * w, y + down * h], axis=-1)
-    return boxes.astype(jnp.promote_types(distances.dtype, anchors.dtype))
+    return boxes.astype(jnp.result_type(distances, anchors))

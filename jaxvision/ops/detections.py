@@ -87,8 +87,8 @@ def suppress(
 
 def _nothing(count: int, boxes: Array, scores: Array) -> PaddedDetections:
     return PaddedDetections(
-        jnp.zeros((count, 4), boxes.dtype),
-        jnp.zeros(count, scores.dtype),
+        jnp.zeros((count, 4), jnp.result_type(boxes)),
+        jnp.zeros(count, jnp.result_type(scores)),
         jnp.zeros(count, jnp.int32),
         jnp.zeros(count, bool),
     )

@@ -27,12 +27,14 @@ def crop_masks(
     boxes: Float[Array, "n 4"],
     matched: Int[Array, "n"],
     size: int | tuple[int, int],
+    picture_size: tuple[int | Array, int | Array] | None = None,
 ) -> Float[Array, "n h2 w2"]:
     """Returns for each box the mask number `matched` of it, cropped to the box and resized.
 
     These are the mask head's targets (Mask R-CNN, section 3.1), in 0..1: `roi_align` of the mask
     with as many samples as the box has pixels, boxes in the mask's own pixels. A box with NaN gives
-    zeros. The boxes get no gradient.
+    zeros. The boxes get no gradient. `picture_size` (h, w) is that of a picture smaller than its
+    array: then, too, what is sampled at its border is its last pixels.
 
     >>> masks = jnp.zeros((1, 4, 4), bool).at[0, :2].set(True)
     >>> box, first = jnp.array([[0.0, 0.0, 4.0, 4.0]]), jnp.array([0])
@@ -41,14 +43,15 @@ def crop_masks(
     """
     rows, columns = (size, size) if isinstance(size, int) else size
     _, h, w = masks.shape
+    picture_h, picture_w = (h, w) if picture_size is None else picture_size
     boxes = jax.lax.stop_gradient(boxes).astype(jnp.float32)
 
     def crop(box_and_match):
         box, match = box_and_match
         valid = jnp.isfinite(box).all()
         x1, y1, x2, y2 = jnp.where(valid, box, 0.0).reshape(4, 1)
-        down = _bin_weights(y1, y2, h, rows)
-        across = _bin_weights(x1, x2, w, columns)
+        down = _bin_weights(y1, y2, h, picture_h, rows)
+        across = _bin_weights(x1, x2, w, picture_w, columns)
         mask = masks[match].astype(jnp.float32)
         y = jnp.linalg.multi_dot([down, mask, across.T], precision=jax.lax.Precision.HIGHEST)
         return jnp.where(valid, y, 0.0)
@@ -57,9 +60,10 @@ def crop_masks(
     return jax.lax.map(crop, (boxes, matched), batch_size=16)
 
 
-def _bin_weights(low, high, size, bins):
-    """The matrix [bins, size] by which a box's bins average the pixels of an axis."""
-    axis = sampled_axis(low, high, jnp.array([size], jnp.int32), bins, -1, aligned=False)
+def _bin_weights(low, high, size, length, bins):
+    """The matrix [bins, size] by which a box's bins average an axis's first `length` pixels."""
+    lengths = jnp.asarray(length, jnp.int32).reshape(1)
+    axis = sampled_axis(low, high, lengths, bins, -1, aligned=False)
     return pixel_weights(axis, bins, jnp.arange(size, dtype=jnp.int32).reshape(1, 1, -1))[0]
 
 

@@ -41,7 +41,8 @@ def batch_norm(
     torch have it; what torch stores is the unbiased one, `var * count / (count - 1)`. The
     statistics are float32 also where x is bfloat16, from two passes, because E[x^2] - E[x]^2
     cancels where the mean is large. `count` is the number of values a channel's statistics are
-    taken from. In a batch that is sharded over devices they are those of the whole batch.
+    taken from; where it is 0, the mean is 0 and the variance 1. In a batch that is sharded over
+    devices they are those of the whole batch.
 
     >>> y, mean, var, count = batch_norm(jnp.array([[1.0], [3.0]]), jnp.ones(1), jnp.zeros(1))
     >>> [round(float(v), 3) for v in (y[0, 0], y[1, 0], mean[0], var[0], count)]
@@ -55,7 +56,7 @@ def batch_norm(
     else:
         if valid.shape != x.shape[:1]:
             raise ValueError(f"{x.shape[0]} rows, but valid_rows has {valid.shape[0]}")
-        count = jnp.maximum(valid.sum(), 1).astype(jnp.float32) * pixels
+        count = valid.sum().astype(jnp.float32) * pixels
         weights = valid.reshape(-1, *(1,) * (x.ndim - 1))
     y, mean, var = _batch_norm(x, scale, bias, weights, count, eps)
     return y, mean, var, count
@@ -92,8 +93,11 @@ def _batch_norm(x, scale, bias, weights, count, eps):
 
 def _forward(x, scale, bias, weights, count, eps):
     x32 = at_least_float32(x)
-    mean = _sum(x32, weights) / count
-    var = _sum(jnp.square(x32 - _row(mean, x)), weights) / count
+    number = jnp.maximum(count, 1)
+    mean = _sum(x32, weights) / number
+    var = _sum(jnp.square(x32 - _row(mean, x)), weights) / number
+    if weights is not None:  # what would be magnified may be anything
+        var = jnp.where(count > 0, var, 1.0)
     y = normalize_by(x32, mean, var, scale, bias, eps).astype(x.dtype)
     return (y, mean, var), (x, scale, weights, count, mean, var)
 
@@ -108,6 +112,7 @@ def _backward(eps, residuals, cotangents):
     if weights is not None:
         # Nobody looks at what became of the other rows, and they may hold NaN.
         dy32, centred = jnp.where(weights, dy32, 0), jnp.where(weights, centred, 0)
+    count = jnp.maximum(count, 1)
     dbias = _sum(dy32, None)
     dscale = _sum(dy32 * centred, None) * rstd
     # Through the statistics: each valid value has its share 1 / count in the mean, and

@@ -56,6 +56,11 @@ class Predictor:
     ):
         self.meta = meta
         self.task = task_of(meta)
+        if "class_names" not in meta:
+            raise UserError(
+                'expected a checkpoint whose meta says its "class_names" (and, where pictures are '
+                f'normalised, "mean" and "std"), got one with {", ".join(meta)}: save it with these'
+            )
         self.input_shape = tuple(meta["input_shape"])
         self.class_names = tuple(meta["class_names"])
         self._search = meta.get("proposals")

@@ -48,18 +48,15 @@ class Prepared:
     image: UInt8[np.ndarray, "h w c"]
     placement: Placement | None
     proposals: Float32[np.ndarray, "n 4"] | None = None
+    letterboxed: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
-        """(h, w), from the top left, up to which there is picture; what is left of it may be
-        padding, as a letterbox with its picture in the middle has it."""
-        if self.placement is None:
+        """(h, w), from the top left, that the model is to look at, as it was in training: of a
+        letterbox all of the canvas, whose grey it knows; otherwise the picture and no padding."""
+        if self.placement is None or self.letterboxed:
             return self.image.shape[:2]
-        ends = [
-            offset + length
-            for offset, length in zip(self.placement.offset, self.placement.resized, strict=True)
-        ]
-        return ends[0], ends[1]
+        return self.placement.resized
 
 
 def read_picture(picture: Picture, channels: int) -> UInt8[np.ndarray, "h w c"]:
@@ -114,7 +111,7 @@ def _letterboxed(
     transform = letterbox(tuple(size), fill=fill, center=center, antialias=antialias)
     placement = transform.placement(*picture.shape[:2])
     image = place_image(picture, placement, fill=fill, antialias=antialias)
-    return Prepared(image, placement)
+    return Prepared(image, placement, letterboxed=True)
 
 
 def _by_shortest_side(

@@ -16,6 +16,7 @@ from jaxvision.models.detection import DETECTORS, make_detector
 from jaxvision.models.keypoint_rcnn import KeypointRCNN
 from jaxvision.models.proposal_detection import PROPOSAL_DETECTORS, make_proposal_detector
 from jaxvision.ops import BoxMasks, normalize_images
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.predict.preparation import Prepared
 from jaxvision.predict.results import (
     Classification,
@@ -65,7 +66,11 @@ def _forward(model: nn.Module, meta: Mapping[str, Any]) -> Callable[[Any, Any], 
 # ---------------------------------------------------------------------------------- classification
 def _classifier(model: nn.Module, meta: Mapping[str, Any], _: Thresholds) -> Infer:
     forward = _forward(model, meta)
-    return jax.jit(lambda variables, images, sizes: jax.nn.softmax(forward(variables, images)))
+
+    def infer(variables, images, sizes):
+        return jax.nn.softmax(at_least_float32(forward(variables, images)))
+
+    return jax.jit(infer)
 
 
 def _classification(
@@ -82,7 +87,7 @@ def _localizer(model: nn.Module, meta: Mapping[str, Any], _: Thresholds) -> Infe
     def infer(variables, images, sizes):
         outputs = forward(variables, images)
         return {
-            "probabilities": jax.nn.softmax(outputs["logits"]),
+            "probabilities": jax.nn.softmax(at_least_float32(outputs["logits"])),
             "box": decode_picture_boxes(outputs["box_deltas"], images.shape[1:3]),
         }
 

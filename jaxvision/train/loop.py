@@ -229,7 +229,9 @@ class _Recorder:
 
 def _batches(batch_at, start: int, stop: int, workers: int) -> Iterator[Batch]:
     if workers:
-        yield from prefetch(lambda n: jax.device_put(batch_at(n)), start, stop, workers=workers)
+        # At least two for each worker: one that waits while the other is made.
+        options = {"workers": workers, "depth": max(4, 2 * workers)}
+        yield from prefetch(lambda n: jax.device_put(batch_at(n)), start, stop, **options)
     else:
         for step in range(start, stop):
             yield batch_at(step)

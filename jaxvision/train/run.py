@@ -21,6 +21,10 @@ MAY_CHANGE = frozenset(
 """What a resumed run may change of its configuration: anything else would make it another run."""
 
 
+_ENTERED: list["Run"] = []
+"""The runs that this process is within, the outermost first: the one that its command made."""
+
+
 class Run:
     """A run folder that this process writes to, locked against a second process.
 
@@ -102,10 +106,10 @@ class Run:
             )
 
     def resume_command(self) -> str:
-        """Returns the command line that goes on with this run."""
+        """Returns the command line that goes on with this run, or with the one it is part of."""
         words = [w for w in sys.argv if w != "--resume"]
         if "--run-dir" not in words:
-            words += ["--run-dir", str(self.path)]
+            words += ["--run-dir", str((_ENTERED or [self])[0].path)]
         return shlex.join(["python", *words, "--resume"])
 
     def close(self) -> None:
@@ -113,9 +117,11 @@ class Run:
         self._lock.close()
 
     def __enter__(self) -> "Run":
+        _ENTERED.append(self)
         return self
 
     def __exit__(self, *exception) -> None:
+        _ENTERED.remove(self)
         self.close()
 
 

@@ -154,7 +154,10 @@ def _accumulated(grad_fn, batch_stats: Any, parts: list[Batch], key: jax.Array):
             batch_stats, part, jax.random.fold_in(key, i)
         )
         weight = count / total
-        weighted = jax.tree.map(lambda x, w=weight: w * x, (loss, metrics, grads))
+        # A part without a valid example may say anything, even NaN.
+        weighted = jax.tree.map(
+            lambda x, w=weight: jnp.where(w > 0, w * x, 0), (loss, metrics, grads)
+        )
         mean = weighted if mean is None else jax.tree.map(jnp.add, mean, weighted)
     loss, metrics, grads = mean
     return loss, batch_stats, metrics, grads

@@ -54,6 +54,8 @@ def put_backbone(variables: Variables, classifier: Variables) -> dict[str, Any]:
     problems = []
     for path, source in inside.items():
         where = "/".join(source)
+        if source not in given and path[-1] == "num_batches_tracked":
+            continue  # of a normalisation that was frozen there
         if source not in given:
             problems.append(f"missing {where}")
         elif np.shape(given[source]) != np.shape(flat[path]):

@@ -80,7 +80,7 @@ _SIGMOID_DETECTOR = {
     "boxes": "head.regression_head.bbox_reg",
     "background": True,
 }
-_FCOS = Rules(**_SIGMOID_DETECTOR)
+_FCOS = Rules(**_SIGMOID_DETECTOR, older_names=(_PYRAMID,))
 _RETINANET = Rules(
     **_SIGMOID_DETECTOR,
     older_names=(

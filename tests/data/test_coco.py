@@ -9,6 +9,7 @@ import pytest
 
 from jaxvision.data import detection_archives, load_detection
 from jaxvision.data.detection_recipes import DETECTION_RECIPES
+from jaxvision.data.export import write_coco_json
 from jaxvision.data.formats.coco import CocoDataset, load_coco, load_coco_folder
 from jaxvision.data.run_lengths import decode, run_length
 from jaxvision.errors import UserError
@@ -49,6 +50,19 @@ def changed(tmp_path):
         return path, path, root / "train2017"
 
     return change
+
+
+def test_areas_are_the_files_and_survive_being_written(root, tmp_path):
+    """COCO's scores take them, where a box's area is larger and would flatter keypoints."""
+    train = load_coco_folder(root, announce=quiet)["train"]
+    there = [
+        [each["area"] for each in COCO_ANNOTATIONS if each["image_id"] == n] for n in (139, 42)
+    ]
+    assert [each.area.tolist() for each in train.objects[:2]] == there
+    assert there[0] != [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in train.objects[0].boxes]
+    write_coco_json(train, tmp_path / "out")
+    back = load_coco_folder(tmp_path / "out", announce=quiet)["train"]
+    assert [each.area.tolist() for each in back.objects[:2]] == there
 
 
 def with_annotation(**fields):

@@ -180,6 +180,8 @@ def test_they_survive_being_written(tmp_path):
     data = with_extreme_points(dataset())
     file = write_coco_json(data, tmp_path / "out")
     back = load_coco(file, tmp_path / "out" / "train", keypoints=True, announce=str)
+    by_name = load_coco_folder(tmp_path / "out", keypoints=True, announce=str)["train"]
+    assert by_name.keypoint_names == back.keypoint_names
     assert back.keypoint_names == EXTREME_POINTS
     for ours, theirs in zip(back.keypoints, data.keypoints, strict=True):
         np.testing.assert_allclose(ours, theirs)

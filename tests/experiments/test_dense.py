@@ -14,6 +14,7 @@ from jaxvision.models import get_model
 from jaxvision.predict import Predictor
 from jaxvision.report import read_records
 from jaxvision.train import create_state, make_train_step
+from jaxvision.train.checkpoint import load_checkpoint
 from jaxvision.weights import to_torch, write_safetensors
 
 pytestmark = pytest.mark.slow
@@ -73,9 +74,10 @@ def test_its_checkpoint_predicts(config, result):
 def test_a_run_or_a_file_is_a_start(dense, config, result, tmp_path):
     """A run's weights as they are; of a file with other classes all but the last layer."""
     again = dataclasses.replace(config, init=str(config.run_dir))
+    again = dataclasses.replace(again, width=None, fpn_features=None, head_depth=None)
     options = dense.options_of(again, 10)
-    assert "anchor_sizes" not in options  # it is not new
-    given = dense.first_weights(again, {**options, "frozen_norm": False})
+    assert options == load_checkpoint(config.run_dir)[2]["options"]
+    given = dense.first_weights(again, options)
     assert (given.mean, given.std) == (dense.MEAN, dense.STD)
     slim = {"width": 8, "fpn_features": 8, "head_depth": 1}
     model = get_model(config.model, num_classes=4, **slim)

@@ -154,6 +154,30 @@ def test_keypoints_of_garments_from_end_to_end(mask_rcnn, faster_run, data_dir, 
 
 
 @pytest.mark.slow
+def test_masks_are_read_where_they_are_an_option(experiment, mask_rcnn, tmp_path):
+    load_splits = experiment("detection_data").load_splits
+    places = {
+        "coco": FILES["make_coco"](tmp_path / "coco"),
+        "voc2007": FILES["make_voc"](tmp_path / "VOCdevkit" / "VOC2007"),
+    }
+    for name, place in places.items():
+        config = mask_rcnn.Config(data=name, source=place)
+        assert load_splits(config)["train"].masks is None
+        for split in load_splits(config, masks=True).values():
+            masks = split.example(0, masks=True)["masks"]
+            assert masks.any()
+
+
+def test_pictures_without_an_object_to_measure_by_are_refused(mask_rcnn, tmp_path):
+    root = FILES["make_coco"](tmp_path / "mine")
+    path = root / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(FILES["coco_content"](annotations=[])))
+    config = mask_rcnn.Config(data="coco_json", source=root, run_dir=tmp_path / "run", init="none")
+    with pytest.raises(UserError, match=r"in val, got none in its 3 pictures"):
+        mask_rcnn.main(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_penn_fudans_archive_from_end_to_end(mask_rcnn, faster_run, archive, tmp_path, capsys):
     config = mask_rcnn.Config(
         data="penn_fudan",

@@ -154,6 +154,14 @@ def test_weights_that_training_starts_from(rcnn, config, faster, tmp_path):
         ({"shortest": 800, "longest": 600}, "--shortest <= --longest"),
         ({"model": "fast", "backbone": "resnet50_v2"}, "for Fast R-CNN, got resnet50_v2"),
         ({"backbone": "vgg16", "stem": "small"}, "--stem is a plain ResNet's"),
+        (
+            {"backbone": "vgg16"},
+            "--width, --fpn-features, --representation-size: a detector on vgg",
+        ),
+        (
+            {"backbone": "resnet50_v2"},
+            "--pre-nms-top-n, --post-nms-top-n: a detector on resnet50_v2",
+        ),
         ({"num_rois": 0}, "--num-anchors and --num-rois"),
         ({"background_iou": 0.5}, "--background-iou from 0"),
         ({"num_proposals": 0}, "--num-proposals"),
@@ -207,6 +215,7 @@ def test_voc2007_keeps_the_shapes_of_its_pictures(rcnn, config, tmp_path):
     result = rcnn.main(voc)
     assert 0 <= result["mAP50_voc07"] <= 1
     records = read_records(tmp_path / "run" / "metrics.jsonl")
+    # The batches of both shapes, of which neither has as many pictures as it has room for.
     assert [r["step"] for r in records if "val/mAP50" in r] == [2]
     with np.load(tmp_path / "run" / "predictions.npz") as file:
         assert file["image_ids"].tolist() == [1, 2]  # a high picture and a wide one, in order

@@ -46,7 +46,7 @@ def test_padding_adds_nothing(poison):
     valid, classes = jnp.array([True, False, True]), jnp.array([1, 1, 0])
     targets = jnp.asarray(rng.uniform(size=(3, 4, 4)), jnp.float32)
     loss = functools.partial(mask_head_loss, classes=classes, valid=valid)
-    found, gradient = jax.value_and_grad(loss)(
+    found, gradient = jax.jit(jax.value_and_grad(loss))(
         logits.at[1].set(poison), targets=targets.at[1].set(poison)
     )
     expected = mask_head_loss(logits[::2], classes[::2], targets[::2], valid[::2])
@@ -57,7 +57,7 @@ def test_padding_adds_nothing(poison):
     cells, there = jnp.array([[3, 1], [0, 0], [9, 2]]), jnp.array([[1, 0], [0, 0], [1, 1]], bool)
     loss = functools.partial(keypoint_head_loss, cells=cells, valid=there)
     spoilt = logits.at[1].set(poison).at[0, :, :, 1].set(poison)
-    found, gradient = jax.value_and_grad(loss)(spoilt)
+    found, gradient = jax.jit(jax.value_and_grad(loss))(spoilt)
     wanted = [
         -jax.nn.log_softmax(logits[i, :, :, k].ravel())[c]
         for i, k, c in ((0, 0, 3), (2, 0, 9), (2, 1, 2))

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxvision.losses import classification_loss
 from jaxvision.models import get_model
 from jaxvision.models.layers import BatchNorm, FrozenBatchNorm
+from jaxvision.ops import valid_rows
 from jaxvision.train import create_state, make_train_step
 from jaxvision.train.optim import sgd
 
@@ -64,6 +65,26 @@ def test_frozen_has_nothing_to_learn_and_is_inference_also_in_training():
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     for name, value in stats.items():
         np.testing.assert_array_equal(after["batch_stats"][name], value)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_statistics_stay_where_no_row_is_valid_and_variances_where_one_is(momentum):
+    """torch leaves them alone when it is given no row, and refuses a single value."""
+    model = BatchNorm(momentum=momentum)
+    x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (4, 5)), jnp.float32)
+    variables = model.init(jax.random.key(0), x, train=True)
+
+    @jax.jit
+    def updated(valid):
+        with valid_rows(valid):
+            return model.apply(variables, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    jax.tree.map(
+        np.testing.assert_array_equal, updated(jnp.zeros(4, bool)), variables["batch_stats"]
+    )
+    one = updated(jnp.arange(4) == 2)
+    np.testing.assert_array_equal(one["var"], 1)
+    np.testing.assert_allclose(one["mean"], (momentum or 1) * x[2], rtol=1e-6)
 
 
 def test_one_value_a_channel_is_an_error_in_training_only():

@@ -96,6 +96,8 @@ def test_one_map_with_either_pooling(vgg, apply):
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     assert shapes["params"]["roi_heads"]["box_head"]["fc6"]["kernel"].shape == (7 * 7 * 32, 16)
     assert "fpn" not in shapes["params"]["backbone"]
+    with pytest.raises(ValueError, match="expected one of the stages without a pyramid"):
+        get_model("fastrcnn_resnet18_fpn", fpn_features=None)
     model = get_model("fastrcnn_resnet18_fpn", **SLIM, pooling="pool")
     with pytest.raises(ValueError, match="expected one map for RoIPool"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))

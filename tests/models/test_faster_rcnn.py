@@ -17,6 +17,7 @@ from jaxvision.models.layers import Norm
 from jaxvision.models.resnet import resnet18
 from jaxvision.ops import box_iou
 from jaxvision.train import create_state, make_train_step
+from jaxvision.train.trainable import frozen_as_in_inference, trainable_paths
 
 MODEL = zoo.fasterrcnn_resnet_fpn(
     partial(resnet18, stage_sizes=(1, 1, 1, 1)),
@@ -145,10 +146,15 @@ def test_stages_and_what_they_return():
     assert [len(x) for x in anchors] == [3 * h * w for h, w in shapes]
     assert anchors[1][3].tolist() == [-6.0, -7.0, 22.0, 7.0]  # 20 pixels, 2:1, one stride further
     assert proposals.boxes.shape == (2, 20, 4)
-    outputs = jax.eval_shape(
-        lambda x: MODEL.apply(initial(), x, train=True, mutable=True)[0], images
-    )
+
+    def train(images):
+        return MODEL.apply(initial(), images, train=True, mutable=True)[0]
+
+    outputs, params = jax.eval_shape(train, images), initial()["params"]
     assert outputs.proposals.boxes.shape == (2, 40, 4)
+    with frozen_as_in_inference(params, trainable_paths(params, "roi_heads/**")):
+        frozen = jax.eval_shape(lambda x: train(x), images)
+    assert frozen.proposals.boxes.shape == (2, 40, 4)  # as many for what is still trained
     assert (outputs.class_logits.shape, outputs.box_deltas.shape) == ((2, 40, 4), (2, 40, 4, 4))
 
 

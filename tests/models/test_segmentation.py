@@ -154,17 +154,22 @@ def test_the_ways_have_the_same_parameters_but_for_what_they_learn_more():
 def watched(kind, x):
     """Returns what went into the last decoder block, and what its neighbours had put out."""
     model, variables = made(kind)
-    seen = {}
 
-    def intercept(call, args, kwargs, context):
-        y = call(*args, **kwargs)
-        if context.method_name == "__call__":
-            seen[context.module.name] = np.asarray(args[0]), y
-        return y
+    @jax.jit
+    def watch(variables, x):
+        seen = {}
 
-    with nn.intercept_methods(intercept):
-        model.apply(variables, x)
-    return seen["decoder1"][0], seen["narrow1"][1], seen["encoder1_1"][1]
+        def intercept(call, args, kwargs, context):
+            y = call(*args, **kwargs)
+            if context.method_name == "__call__":
+                seen[context.module.name] = args[0], y
+            return y
+
+        with nn.intercept_methods(intercept):
+            model.apply(variables, x)
+        return seen["decoder1"][0], seen["narrow1"][1], seen["encoder1_1"][1]
+
+    return jax.tree.map(np.asarray, watch(variables, x))
 
 
 def cells(map_, size=2):

@@ -36,6 +36,20 @@ def test_a_crop_is_roi_align_of_its_mask():
     assert of_none.shape == (0, 3, 3)
 
 
+def test_a_picture_in_a_larger_array_is_cropped_as_alone():
+    """What is sampled at its border is the border's own pixel, and not the padding beside it."""
+    mask = np.zeros((1, 12, 16), bool)
+    mask[:, 4:9, 5:11] = True
+    boxes = jnp.array([[5.0, 4.0, 11.0, 9.0], [2.0, 1.0, 11.0, 9.0]])
+    first = jnp.zeros(2, int)
+    crop = jax.jit(partial(crop_masks, size=28))
+    alone = crop(jnp.asarray(mask[:, :9, :11]), boxes, first)
+    inside = crop(jnp.asarray(mask), boxes, first, picture_size=(jnp.int32(9), jnp.int32(11)))
+    np.testing.assert_allclose(inside, alone, atol=1e-6)
+    np.testing.assert_allclose(inside[0], 1, atol=1e-6)
+    assert crop(jnp.asarray(mask), boxes, first)[0, -1, -1] < 0.3
+
+
 def test_crops_under_vmap_compile_once_and_have_no_gradient():
     masks, boxes = jnp.asarray(blobs(4, 8, 8)).reshape(2, 2, 8, 8), jnp.ones((2, 5, 4)) * 2
     boxes = boxes.at[..., 2:].set(7.0)

@@ -81,6 +81,20 @@ def test_rows_that_are_not_valid_are_not_seen(poison):
     np.testing.assert_allclose(gradient[rows], wanted_gradient, rtol=1e-4, atol=1e-4)
 
 
+def test_without_a_valid_row_nothing_is_magnified():
+    x = normal(0, 4, 3, 2)
+
+    def loss(x):
+        with valid_rows(jnp.zeros(4, bool)):
+            y, mean, var, count = batch_norm(x, jnp.ones(2), jnp.zeros(2))
+        return y.sum(), (y, mean, var, count)
+
+    (_, (y, mean, var, count)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
+    np.testing.assert_allclose(y, x, rtol=1e-4)
+    assert (count, mean.tolist(), var.tolist()) == (0, [0, 0], [1, 1])
+    assert not gradient.any()
+
+
 def test_valid_rows_must_fit_and_end_with_their_context():
     x = normal(0, 4, 2)
     with valid_rows(jnp.ones(3, bool)), pytest.raises(ValueError, match=r"4 rows, but .* has 3"):

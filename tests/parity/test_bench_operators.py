@@ -1,15 +1,9 @@
 """What the benchmarks put in place of torchvision's compiled operators computes the same."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from .torchvision_cpu import torchvision
-
-sys.path.append(str(Path(__file__).parents[2] / "experiments" / "bench"))
-from torch_operators import plain_nms, sampled_roi_align
+from .torchvision_cpu import plain_nms, sampled_roi_align, torchvision
 
 ROIS = torch.tensor(
     [

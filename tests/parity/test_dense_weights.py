@@ -93,16 +93,19 @@ def test_there_and_back_is_bit_equal(case, tmp_path):
     reference.load_state_dict({key: torch.from_numpy(x) for key, x in back.items()}, strict=True)
 
 
-def test_older_names_of_retinanets_heads_are_torchvisions():
+@pytest.mark.parametrize("case", ["retinanet", "fcos"])
+def test_older_names_are_torchvisions(case):
     """Its own rule, which its modules apply when they load a file without a version."""
-    model, (_, name, options) = CASES["retinanet"][0](), CASES["retinanet"]
+    model, (_, name, options) = CASES[case][0](), CASES[case]
     state, old = state_of(model), {}
     for key, array in state.items():
         for i in range(4):
-            key = key.replace(f"_head.conv.{i}.0.", f"_head.conv.{2 * i}.*")
+            if case == "retinanet":
+                key = key.replace(f"_head.conv.{i}.0.", f"_head.conv.{2 * i}.*")
             key = key.replace(f"_blocks.{i}.0.", f"_blocks.{i}.")
         old[key.replace("*", "")] = array
-    assert "head.regression_head.conv.6.bias" in old
+    assert "backbone.fpn.inner_blocks.2.bias" in old
+    assert case == "fcos" or "head.regression_head.conv.6.bias" in old
     model.load_state_dict({n: torch.from_numpy(x) for n, x in old.items()})
     first, second = (
         to_torch(name, from_torch(name, x, **options), **options) for x in (old, state)

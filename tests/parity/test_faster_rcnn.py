@@ -92,14 +92,14 @@ def we_say(name, side):
     _, model, variables = made(name)
     images, sizes = padded(pictures(side))
     images = normalize_images(jnp.asarray(images), MEAN, STD)
-    # Not jitted: of a deep network's equal blocks, each operator then compiles once.
-    features = model.apply(variables, images, sizes, train=False, method=model.extract_features)
-    anchors = model.apply(variables, features, train=False, method=model.score_anchors)
-    propose = jax.jit(functools.partial(model.apply, train=False, method=model.propose))
-    proposals = propose({}, features, anchors, sizes)
-    logits, deltas = model.apply(
-        variables, features, proposals.boxes, train=False, method=model.classify_rois
-    )
+
+    def call(method, *arguments):
+        return jax.jit(functools.partial(model.apply, train=False, method=method))(*arguments)
+
+    features = call(model.extract_features, variables, images, sizes)
+    anchors = call(model.score_anchors, variables, features)
+    proposals = call(model.propose, {}, features, anchors, sizes)
+    logits, deltas = call(model.classify_rois, variables, features, proposals.boxes)
     decode = jax.jit(jax.vmap(lambda *x: decode_rcnn(*x[:3], tuple(x[3]), valid=x[4])))
     found = decode(logits, deltas, proposals.boxes, sizes, proposals.valid)
     return features, anchors, proposals, found

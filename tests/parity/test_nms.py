@@ -1,7 +1,7 @@
 """nms and batched_nms against torchvision's, index by index.
 
 torchvision's compiled kernel does not load beside a CPU-only PyTorch; in its place the helper
-declares the same loop in PyTorch. `batched_nms`, with its two ways to keep classes apart, is the
+declares the same loop in NumPy. `batched_nms`, with its two ways to keep classes apart, is the
 genuine one.
 """
 

@@ -4,7 +4,6 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -57,10 +56,10 @@ def test_logits_of_both_heads_and_parameter_count(name):
     variables = jax.device_put(from_torch(name, state_of(reference)))
     count = sum(p.numel() for p in reference.parameters())
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == count
+    apply = jax.jit(functools.partial(get_model(name).apply, train=False))
     for size in SIZES:
         x = pictures(*size)
-        # Not jitted: of a deep network's equal blocks, each operator then compiles once.
-        outputs = get_model(name).apply(variables, jnp.asarray(x), train=False)
+        outputs = apply(variables, x)
         with torch.no_grad():
             expected = reference(to_nchw(x))
         assert outputs.keys() == expected.keys()
@@ -111,9 +110,8 @@ def test_training_mode_and_the_statistics_that_it_stores(name):
             expected = reference(to_nchw(x))
         stored = from_torch(name, state_of(reference))["batch_stats"]
         with no_dropout():
-            outputs, updated = get_model(name).apply(
-                variables, jnp.asarray(x), train=True, mutable=["batch_stats"]
-            )
+            apply = functools.partial(get_model(name).apply, train=True, mutable=["batch_stats"])
+            outputs, updated = jax.jit(apply)(variables, x)
     finally:
         torch_model.cache_clear()  # its statistics have moved
     for head, logits in outputs.items():

@@ -100,7 +100,7 @@ def test_raw_outputs_and_suppressed_boxes(name, monkeypatch):
     with quietly(), torch.no_grad():
         decoded = theirs(bgr(x))
     model = get_model(name, num_classes=CLASSES)
-    outputs = model.apply(jax.device_put(variables), jnp.asarray(x), train=False)
+    outputs = jax.jit(functools.partial(model.apply, train=False))(variables, x)
     for level, ours in enumerate(outputs):
         wanted = torch.cat([raw[level, kind] for kind in ("reg", "obj", "cls")], dim=1)
         np.testing.assert_allclose(ours, from_nchw(wanted), rtol=0, atol=1e-4)

@@ -55,7 +55,7 @@ def test_logits_input_gradients_and_parameter_count(name, tmp_path):
     x = pictures(224)
     with torch.no_grad():
         expected = reference(to_nchw(x)).numpy()
-    logits = get_model(name).apply(variables, jnp.asarray(x), train=False)
+    logits = jax.jit(functools.partial(get_model(name).apply, train=False))(variables, x)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
     assert expected.std() > 1e-3  # the weights do something
     x = pictures(97)
@@ -73,12 +73,12 @@ def test_logits_input_gradients_and_parameter_count(name, tmp_path):
 
 
 def with_input_gradient(model, variables, x):
-    def weighted(x):
+    def weighted(x, variables):
         logits = model.apply(variables, x, train=False)
         return (logits * DIRECTION).sum(), logits
 
-    # Not jitted: of a deep network's equal blocks, each operator then compiles once.
-    (_, logits), gradient = jax.value_and_grad(weighted, has_aux=True)(jnp.asarray(x, model.dtype))
+    gradient_fn = jax.jit(jax.value_and_grad(weighted, has_aux=True))
+    (_, logits), gradient = gradient_fn(jnp.asarray(x, model.dtype), variables)
     return np.asarray(logits), np.asarray(gradient)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from .torchvision_cpu import torchvision
+from .torchvision_cpu import sampled_roi_align, torchvision
 
 detection = torchvision.models.detection
 FrozenBatchNorm2d = torchvision.ops.misc.FrozenBatchNorm2d
@@ -19,14 +19,14 @@ SLIM_WIDTHS = (8, 8, 16, 16, 16)  # VGG's
 
 @pytest.fixture(autouse=True)
 def _operators_in_python(monkeypatch):
-    """torchvision refuses to run, or compiles with a C++ compiler, what is missing beside torch."""
+    """torchvision refuses to run, or compiles with a C++ compiler, what is missing beside torch.
+
+    Its own RoIAlign in Python, with which test_roi.py compares ours, takes most of a network's time
+    and memory; test_bench_operators.py shows that this one equals it.
+    """
     monkeypatch.setattr(torchvision.ops.boxes, "_assert_has_ops", lambda: None)
     names = torchvision.ops.roi_align.__globals__
-    monkeypatch.setitem(names, "_roi_align", plain(names["_roi_align"]))
-
-
-def plain(function):
-    return getattr(function, "__wrapped__", function)
+    monkeypatch.setitem(names, "_roi_align", sampled_roi_align(torch))
 
 
 class OneLevelLess(torchvision.ops.feature_pyramid_network.ExtraFPNBlock):

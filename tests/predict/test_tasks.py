@@ -120,6 +120,8 @@ def test_known_rectangles_survive_the_way_there_and_back(preprocessing):
         assert prepared.image.shape[:2] == placement.canvas
         ends = np.array([prepared.size[1], prepared.size[0]] * 2)
         assert (canvas <= ends + 0.01).all()
+        whole = preprocessing["kind"] in ("letterbox", "resize")
+        assert prepared.size == (placement.canvas if whole else placement.resized)
 
 
 def test_darknets_pictures_are_stretched_as_its_own_reader_says():
@@ -223,6 +225,12 @@ def test_published_segmenters_take_pictures_whole(tmp_path):
     # The shorter side becomes 520 pixels, and both are padded to multiples of 32.
     assert predictor.prepare(np.zeros((375, 500, 3), np.uint8)).shape == (544, 704, 3)
     assert predictor.prepare(np.zeros((640, 480, 3), np.uint8)).shape == (704, 544, 3)
+
+
+def test_a_checkpoint_without_names_of_its_classes_is_refused(bright_models, tmp_path):
+    folder = save_run(tmp_path / "a", {"model": "bright_maps"})
+    with pytest.raises(UserError, match=r'says its "class_names" .*, got one with options, '):
+        Predictor.from_checkpoint(folder)
 
 
 def test_what_is_no_task_or_no_detector_is_refused(bright_models, tmp_path):

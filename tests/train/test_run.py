@@ -132,3 +132,8 @@ def test_the_resume_command_can_be_pasted(tmp_path, monkeypatch):
     command = run.resume_command()
     run.close()
     assert command == f"python experiments/x.py --epochs 3 --run-dir '{tmp_path}/my run' --resume"
+    with Run("demo", Config(), run_dir=tmp_path / "whole") as run:
+        for name in ("first", "second"):
+            with Run("part", Config(), run_dir=tmp_path / "whole" / name) as part:
+                assert part.resume_command() == run.resume_command()
+    assert str(tmp_path / "whole") in run.resume_command()

@@ -39,6 +39,17 @@ def test_resnet(frozen):
     assert moved == {p for p in flatten_dict(before) if p[1:3] == ("backbone", "body")}
 
 
+def test_from_a_frozen_normalisation_to_one_that_learns():
+    frozen = drawn(0, "fasterrcnn_resnet18_fpn", frozen_norm=True, **SLIM)
+    body = {kind: frozen[kind]["backbone"]["body"] for kind in ("params", "batch_stats")}
+    before = drawn(1, "localizer", backbone_options={"width": 8})
+    after = put_backbone(before, body)
+    scale = after["params"]["backbone"]["bn1"]["scale"]
+    np.testing.assert_array_equal(scale, body["batch_stats"]["bn1"]["scale"])
+    stats = (each["batch_stats"]["backbone"]["bn1"] for each in (after, before))
+    assert len({float(each["num_batches_tracked"]) for each in stats}) == 1
+
+
 def test_mobilenet_and_vgg():
     classifier = drawn(0, "mobilenet_v3_large", width_mult=0.25)
     options = {"width_mult": 0.25, "fpn_features": 8, "representation_size": 16}

@@ -40,6 +40,7 @@ class AnnotatedObject:
     difficult: bool = False
     mask: RunLength | None = None
     keypoints: tuple[tuple[float, float, float], ...] = ()
+    area: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,12 @@ def to_dataset(
 ) -> DetectionDataset:
     """The data set of these pictures, in their order, each box held to the rules above.
 
-    It has masks if every object has one, or every picture a map of them, and keypoints if there are
-    names of them.
+    It has masks if every object has one, or every picture a map of them, areas if every object has
+    one, and keypoints if there are names of them.
     """
     objects = [each for picture in pictures for each in picture.objects]
     _check_labels(objects, class_names)
+    with_areas = bool(objects) and all(each.area is not None for each in objects)
     boxes, kept = _held_to_picture(pictures, objects, f"{name}, {split}", announce, leave_out_empty)
     starts = np.cumsum([0, *(len(picture.objects) for picture in pictures)])
     parts = [slice(a, b) for a, b in itertools.pairwise(starts)]
@@ -88,6 +90,7 @@ def to_dataset(
                 boxes[part][kept[part]],
                 np.array([each.label for each in those], np.int32),
                 np.array([each.difficult for each in those], bool),
+                np.array([each.area for each in those], np.float64) if with_areas else None,
             )
             for part, those in zip(parts, left, strict=True)
         ),

@@ -1,8 +1,8 @@
 """COCO's instances: one JSON file a split, with its pictures in a folder.
 
 `images` (id, file_name, height, width), `categories` (id, name), and `annotations` (image_id,
-category_id, bbox as x, y, width, height, iscrowd, a segmentation: polygons or run lengths, and
-keypoints: x, y and visibility of each that its category names).
+category_id, bbox as x, y, width, height, area, iscrowd, a segmentation: polygons or run lengths,
+and keypoints: x, y and visibility of each that its category names).
 Category ids may have gaps; labels are 0, 1, ... in the order of the ids, which are kept.
 """
 
@@ -126,8 +126,8 @@ def load_coco_folder(
 ) -> dict[str, CocoDataset]:
     """Reads the splits of a folder of the user's own: train, and val (or valid) and test.
 
-    The JSON file of train is the first of annotations/instances_train*.json (of keypoints
-    annotations/person_keypoints_train*.json), annotations/train.json, train.json and
+    The JSON file of train is the first of (for keypoints) annotations/person_keypoints_train*.json,
+    annotations/instances_train*.json, annotations/train.json, train.json and
     train/_annotations.coco.json; its pictures are in train*, images/train*, images or the root,
     whichever has the first of them. The options are those of `load_coco`, which reads a split of
     another layout.
@@ -168,11 +168,15 @@ def load_coco_folder(
 
 
 def _annotations_of(root: Path, split: str, keypoints: bool) -> Path | None:
-    kind = "person_keypoints" if keypoints else "instances"
-    found = sorted((root / "annotations").glob(f"{kind}_{split}*.json"))
-    if len(found) > 1:
-        files = ", ".join(each.name for each in found)
-        raise UserError(f"{root}: expected one file of {split} annotations, got {files}: keep one")
+    found: list[Path] = []
+    for kind in ("person_keypoints", "instances") if keypoints else ("instances",):
+        files = sorted((root / "annotations").glob(f"{kind}_{split}*.json"))
+        if len(files) > 1:
+            names = ", ".join(each.name for each in files)
+            raise UserError(
+                f"{root}: expected one file of {split} annotations, got {names}: keep one"
+            )
+        found += files
     found += [root / "annotations" / f"{split}.json", root / f"{split}.json"]
     found += [root / split / "_annotations.coco.json"]
     return next((path for path in found if path.is_file()), None)
@@ -324,6 +328,11 @@ def _object(
             f"{where}: expected a bbox [x, y, width, height] without negative width or height, got "
             f"{box}: correct or remove it"
         )
+    area = entry.get("area")
+    if area is not None and not (is_finite(area) and area >= 0):
+        raise UserError(
+            f"{where}: expected an area of at least 0 pixels, got {str(area)[:80]}: correct it"
+        )
     mask = None
     if masks and entry.get("segmentation"):
         mask = run_length(entry["segmentation"], size, where)
@@ -334,4 +343,5 @@ def _object(
         difficult=bool(entry.get("iscrowd", 0)),
         mask=mask,
         keypoints=keypoints_of(entry, num_keypoints, where),
+        area=None if area is None else float(area),
     )
