@@ -51,7 +51,7 @@ def small_batches(
         for name, model in models.items():
             trainer = Trainer(model, train, batch_size=m, seed=seed)
             trained = trainer.train(rate, pictures // m)
-            result = {"test_accuracy": 0.0}
+            result: dict[str, float | None] = {"test_accuracy": None}
             if trained.diverged_at is None:
                 variables = trained.state.variables
                 stored, _ = scores(model, variables, seen, batch=min(1000, len(seen)))
@@ -62,7 +62,7 @@ def small_batches(
             found[f"{name}, {m}"] = result
             if model.norm != "none":
                 row += [_loss(result.get("batch_loss")), _loss(result.get("stored_loss"))]
-            row.append(f"{100 * result['test_accuracy']:.1f} %")
+            row.append(_percent(result["test_accuracy"]))
         rows.append(row)
     header = ["m", "1/sqrt(m)", "learning rate"]
     for name, model in models.items():
@@ -77,7 +77,11 @@ def small_batches(
     )
     sizes_x = np.array(sizes)
     lines = [
-        Line(name, sizes_x, 100 * np.array([found[f"{name}, {m}"]["test_accuracy"] for m in sizes]))
+        Line(
+            name,
+            sizes_x,
+            100 * np.array([found[f"{name}, {m}"]["test_accuracy"] for m in sizes], float),
+        )
         for name in models
     ]
     chart = line_chart(lines, "Batch size", "Test accuracy (%)", logx=True, ylim=(0.0, 100.0))
@@ -136,12 +140,11 @@ def forgotten_flag(
     for rate in (learning_rate, 10 * learning_rate):
         for name, forgetter in trainers.items():
             result = forgetter.train(rate, steps)
-            accuracy = 0.0
+            accuracy = None
             if result.diverged_at is None:
                 _, accuracy = scores(model, result.state.variables, test, batch=largest)
             found[f"forgot {name}, {rate:g}"] = accuracy
-            shown = "-" if result.diverged_at else f"{100 * accuracy:.1f} %"
-            rows.append((f"{rate:g}", name, final_loss(result), shown))
+            rows.append((f"{rate:g}", name, final_loss(result), _percent(accuracy)))
     finding.table(
         f"Trained for {steps} steps, and something forgotten; evaluated as it should be",
         ("learning rate", "forgotten", "training loss", "test accuracy"),
@@ -243,6 +246,10 @@ def final_loss(trained: Trained) -> str:
     if trained.diverged_at is not None:
         return f"not finite at step {trained.diverged_at}"
     return f"{trained.losses[-20:].mean():.3f}"
+
+
+def _percent(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{100 * accuracy:.1f} %"
 
 
 def _loss(value: float | None) -> str:

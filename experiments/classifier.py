@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from training import fit_in_run
+from training import facts_of, fit_in_run
 
 from jaxvision.data import ArrayDataset, Batches
 from jaxvision.errors import UserError, describe_os_error
@@ -88,7 +88,7 @@ def train_classifier(
     options = {**task.options, "num_classes": len(class_names)}
     if task.epochs < 1:
         raise UserError(f"expected at least 1 epoch, got {task.epochs}")
-    if task.train.batch_size % task.accumulate:
+    if task.accumulate < 1 or task.train.batch_size % task.accumulate:
         raise UserError(
             f"a batch of {task.train.batch_size} does not split into {task.accumulate} equal "
             f"parts; choose another --batch-size or --accumulate"
@@ -103,9 +103,7 @@ def train_classifier(
         tx = freeze(tx, variables["params"], "/".join((*task.head, "**")))
     elif task.trainable is not None:
         tx = freeze(tx, variables["params"], task.trainable)
-    run.write_config(
-        data_source=dataset.source, train_pictures=len(dataset), class_names=class_names
-    )
+    run.write_config(**facts_of(dataset))
     meta = {
         "model": task.model,
         "options": options,

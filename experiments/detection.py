@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from training import Training, milliseconds_a_step, train
+from training import Training, label_digest, milliseconds_a_step, train
 
 from jaxvision.data import DetectionBatches, DetectionDataset, Proposals
 from jaxvision.data.batch_shapes import picture_sizes
@@ -190,6 +190,7 @@ def save_predictions(
         counts=np.array([len(each["scores"]) for each in found]),
         image_ids=dataset.image_ids,
         dataset=np.array([dataset.name, dataset.split]),
+        labels_digest=label_digest(dataset),
         class_names=np.array(dataset.class_names),
         **columns,
     )
@@ -209,6 +210,7 @@ def read_predictions(run_dir: Path, dataset: DetectionDataset) -> list[Found]:
         np.array_equal(stored["image_ids"], dataset.image_ids)
         and stored["class_names"].tolist() == list(dataset.class_names)
         and stored["dataset"].tolist() == [dataset.name, dataset.split]
+        and stored.get("labels_digest") in (None, label_digest(dataset))
     )
     if not same:
         name, split = stored["dataset"].tolist()

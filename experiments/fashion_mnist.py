@@ -19,7 +19,7 @@ from classifier import Task, train_classifier
 
 from jaxvision.data import Batches, load_splits
 from jaxvision.data.transforms import compose, random_crop, random_horizontal_flip
-from jaxvision.errors import exit_on_user_error
+from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.train.optim import cosine_lr, sgd
 from jaxvision.train.run import Run, enable_compilation_cache
 
@@ -71,6 +71,8 @@ class Config:
 
 
 def main(config: Config) -> dict[str, float]:
+    if config.epochs < 1:
+        raise UserError(f"expected at least 1 epoch, got {config.epochs}")
     splits = load_splits(
         "fashion_mnist", data=config.data, source=config.source, data_dir=config.data_dir
     )

@@ -69,11 +69,17 @@ def evaluate(config: Config) -> dict[str, float]:
 
     @jax.jit
     def ranks(variables, batch):
-        """How many classes are thought more likely than the right one."""
+        """How many classes are thought more likely than the right one, or as likely before it.
+
+        Where a logit is NaN, all are.
+        """
         images = normalize_images(batch["image"], prepared.mean, prepared.std)
         logits = model.apply(variables, images, train=False)
-        right = jnp.take_along_axis(logits, batch["label"][:, None], axis=1)
-        return (logits > right).sum(axis=1)
+        label = batch["label"][:, None]
+        right = jnp.take_along_axis(logits, label, axis=1)
+        earlier = jnp.arange(num_classes).reshape(1, -1) < label
+        rank = ((logits > right) | ((logits == right) & earlier)).sum(axis=1)
+        return jnp.where(jnp.isnan(logits).any(axis=1), num_classes, rank)
 
     batches = Batches(
         dataset,

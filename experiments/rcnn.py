@@ -29,7 +29,7 @@ from detection import Thresholds, evaluation_of, train_and_report
 from detection_data import load_splits, similar_classes
 from detector_init import Start, drawn_variables, start_from
 from rcnn_data import PictureFlags, Pictures, check_pictures
-from rcnn_stages import StageFlags, train_rcnn
+from rcnn_stages import StageFlags, check_stages, train_rcnn
 from training import Training, falling_rate
 from training_flags import OptimizerFlags, RunFlags, optimizer_of
 
@@ -208,6 +208,8 @@ def make_loss(config: Config, model: nn.Module, start: Start) -> LossFn:
 def check(config: Config) -> None:
     """Refuses what cannot be trained, before any work."""
     check_pictures(config)
+    if config.model == "rcnn":
+        check_stages(config)
     if config.model == "fast" and config.backbone not in FAST:
         raise UserError(
             f"expected a --backbone of {', '.join(FAST)} for Fast R-CNN, got {config.backbone}"

@@ -23,7 +23,7 @@ from detector_init import Start
 from flax.traverse_util import flatten_dict, unflatten_dict
 from rcnn_data import Pictures
 from rcnn_regions import Solved, solve, write_regions
-from training import average_decay, falling_rate, fit_in_run, line, milliseconds_a_step
+from training import average_decay, facts_of, falling_rate, fit_in_run, line, milliseconds_a_step
 from training_flags import optimizer_of
 
 from jaxvision.data import DetectionDataset
@@ -77,7 +77,6 @@ def train_rcnn(
 
     `config` is that of experiments/rcnn.py.
     """
-    check_stages(config)
     train_set, val, test = (splits[name] for name in ("train", "val", "test"))
     options = model_options(config, len(train_set.class_names))
     model, start = get_model("rcnn", **options), first_classifier(config, options)
@@ -245,11 +244,7 @@ def finetune(
     def evaluation(state: TrainState) -> dict[str, float]:
         return evaluate(eval_step, state, map(held_out, range(held_out.steps_per_epoch)))
 
-    run.write_config(
-        data_source=train_set.source,
-        train_pictures=len(train_set),
-        class_names=list(train_set.class_names),
-    )
+    run.write_config(**facts_of(train_set))
     meta = meta_of(train_set, start)
     meta |= {
         "model": name,

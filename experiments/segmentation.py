@@ -106,7 +106,9 @@ class Config:
 
 def main(config: Config) -> list[dict[str, Any]]:
     check(config)
-    with Run("segmentation", config, run_dir=config.run_dir, resume=config.resume) as run:
+    flags = {"run_dir": config.run_dir, "resume": config.resume}
+    # All ways are compared, and so are trained alike.
+    with Run("segmentation", config, **flags, fixed=("epochs",) if config.all else ()) as run:
         splits = load_scenes(config)
         if not config.all:
             result = train_one(config, splits, run)

@@ -3,6 +3,7 @@
 The experiments beside this file choose the data, the model, the loss and the evaluation.
 """
 
+import hashlib
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from jaxvision.errors import UserError
 from jaxvision.models import get_model, init_variables
@@ -61,11 +63,7 @@ def train(training: Training, run: Run, *, log_every: int) -> None:
     input_shape = tuple(dataset.images.shape[1:] if resident else training.input_shape)
     key = jax.random.key(training.seed)
     variables = training.initial or init_variables(model, key, input_shape)
-    run.write_config(
-        data_source=dataset.source,
-        train_pictures=len(dataset),
-        class_names=list(dataset.class_names),
-    )
+    run.write_config(**facts_of(dataset))
     meta = {
         "model": training.model,
         "options": dict(training.options),
@@ -103,6 +101,29 @@ def train(training: Training, run: Run, *, log_every: int) -> None:
     )
 
 
+def facts_of(dataset: Any) -> dict[str, Any]:
+    """Returns what config.json says of the training set; a run goes on with the same one only."""
+    return {
+        "data_source": dataset.source,
+        "train_pictures": len(dataset),
+        "class_names": list(dataset.class_names),
+        "train_labels": label_digest(dataset),
+    }
+
+
+def label_digest(dataset: Any) -> str:
+    """Returns letters that two data sets share only where all labels, and boxes, are the same."""
+    digest = hashlib.sha256()
+    if hasattr(dataset, "labels"):
+        digest.update(np.ascontiguousarray(dataset.labels))
+    else:
+        for objects in dataset.objects:
+            digest.update(f"{len(objects)} ".encode())
+            digest.update(np.ascontiguousarray(objects.boxes))
+            digest.update(np.ascontiguousarray(objects.labels))
+    return digest.hexdigest()[:16]
+
+
 def fit_in_run(
     run: Run,
     state: TrainState,
@@ -128,6 +149,10 @@ def fit_in_run(
     the run's. Returns the last state. Where a signal stopped the run, says how to resume it and
     exits with 128 + the signal's number, as a shell expects.
     """
+    if log_every < 1 or workers < 0 or (checkpoint_every is not None and checkpoint_every < 1):
+        raise UserError(
+            "expected --log-every and --checkpoint-every of at least 1 and --workers of at least 0"
+        )
     with CheckpointStore(checkpoints or run.path, best=best) as store:
         if run.resumed and store.steps():
             state = store.restore(like=state)
@@ -154,9 +179,11 @@ def fit_in_run(
                 workers=workers,
             )
     if result.stopped_by:
-        step = int(result.state.step)
-        print(f"stopped by {result.stopped_by.name} after step {step}, saved; go on with:")
-        print(f"  {run.resume_command()}")
+        stopped = f"stopped by {result.stopped_by.name} after step {int(result.state.step)}"
+        if run.kept:
+            print(f"{stopped}, saved; go on with:\n  {run.resume_command()}")
+        else:
+            print(f"{stopped}; of a measurement nothing is kept")
         raise SystemExit(128 + result.stopped_by)
     return result.state
 

@@ -239,7 +239,7 @@ def measure(config: Config, prepared: Preprocessing, strategy: Strategy, splits:
     config = replace(config, strategy=strategy, augment="off")
     with TemporaryDirectory() as folder:
         path = Path(folder) / strategy
-        with Run("transfer", config, run_dir=path) as run:
+        with Run("transfer", config, run_dir=path, kept=False) as run:
             task = make_task(config, splits, prepared)
             log_every = task.train.steps_per_epoch
             train_classifier(task, run, title=strategy, log_every=log_every, report=False)

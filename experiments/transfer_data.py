@@ -116,6 +116,8 @@ def training_batches(
             prepared = prepare_validation(dataset, preset, workers)
             return Batches(prepared, batch_size=batch_size, seed=seed)
         transform = every_picture(classification_eval(**preset))
+        if not isinstance(dataset, FileDataset):
+            dataset = as_rgb(dataset)
         return Batches(dataset, batch_size=batch_size, seed=seed, transform=transform)
     if isinstance(dataset, FileDataset):
         options = {k: preset[k] for k in ("interpolation", "antialias")}

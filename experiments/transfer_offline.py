@@ -61,7 +61,10 @@ class Config:
 
 
 def main(config: Config) -> list[dict[str, Any]]:
-    with Run("transfer_offline", config, run_dir=config.run_dir, resume=config.resume) as run:
+    flags = {"run_dir": config.run_dir, "resume": config.resume}
+    # All transfers are compared, and so are trained alike.
+    with Run("transfer_offline", config, **flags, fixed=("epochs",)) as run:
+        run.write_config()
         weights = run.path / "pretrained.pth"
         if not weights.exists():
             pretrain(config, run.path / "pretrain", weights)
@@ -71,7 +74,6 @@ def main(config: Config) -> list[dict[str, Any]]:
                 folder = run.path / f"{way}-seed{seed}"
                 print(f"--- {way}, seed {seed}")
                 results.append(transfer_once(config, weights, way, seed, folder))
-        run.write_config()
         (run.path / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         Console(width=110).print(table_of(results))
         print(f"figures: {run.path / 'results.json'}")
@@ -113,7 +115,7 @@ def pretrain(config: Config, run_dir: Path, weights: Path) -> None:
         best="val/accuracy",
     )
     print(f"--- pretraining on {', '.join(old)}")
-    with Run("pretrain", config, run_dir=run_dir, resume=run_dir.exists()) as run:
+    with Run("pretrain", config, run_dir=run_dir, resume=is_run(run_dir)) as run:
         log_every = max(1, batches.steps_per_epoch // 5)
         train_classifier(
             task, run, title="Pretraining", log_every=log_every, workers=2, report=False
@@ -145,13 +147,17 @@ def transfer_once(
         seed=seed,
         data_dir=config.data_dir,
         run_dir=folder,
-        resume=folder.exists(),
+        resume=is_run(folder),
         report=False,
     )
     metrics = transfer.main(settings, data=config.data)
     figures = {"way": way, "seed": seed, **metrics, **costs(folder, config.num_pictures)}
     result.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.json").exists()
 
 
 def costs(run_dir: Path, pictures: int) -> dict[str, float]:

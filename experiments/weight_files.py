@@ -86,11 +86,13 @@ def make_picture(size: int, seed: int) -> jax.Array:
 @partial(jax.jit, static_argnums=0)
 def predict(model: nn.Module, variables: Any, picture: jax.Array, key: Any = None) -> jax.Array:
     """Returns logits [b, k]; with a `key` those of train=True, which drops units by it."""
-    if key is None:
-        return model.apply(variables, picture, train=False)
-    return model.apply(
-        variables, picture, train=True, mutable=["batch_stats"], rngs={"dropout": key}
-    )[0]
+    # In full float32 on every device: what a GPU rounds to by default tells two devices apart.
+    with jax.default_matmul_precision("highest"):
+        if key is None:
+            return model.apply(variables, picture, train=False)
+        return model.apply(
+            variables, picture, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )[0]
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_a_bad_picture_is_named_and_the_others_still_predicted(jaxvision, traine
     assert "Traceback" not in result.stderr
 
 
-def test_evaluate_gives_the_figures_of_training(jaxvision, trained_run, data_dir):
+def test_evaluate_gives_the_figures_of_training(jaxvision, trained_run):
     result = jaxvision("evaluate", trained_run)  # on the pictures that its config names
     assert result.returncode == 0, result.stderr
     records = [json.loads(s) for s in (trained_run / "metrics.jsonl").read_text().splitlines()]
@@ -102,5 +102,5 @@ def test_mistakes_are_one_line(jaxvision, trained_run, tmp_path, arguments, mess
 def test_help_names_every_command(jaxvision):
     result = jaxvision("--help")
     assert result.returncode == 0
-    for command in ("predict", "evaluate", "info"):
+    for command in ("predict", "evaluate", "info", "convert"):
         assert command in result.stdout

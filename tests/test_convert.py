@@ -54,7 +54,7 @@ def test_all_the_way_round(pth, tensors, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, load_variables(folder, variables), variables)
 
 
-def test_the_weights_of_a_run(tmp_path, capsys):
+def test_the_weights_of_a_run(tmp_path):
     options = {"num_classes": 3, "width": 8}
     tensors = tensors_of(**options)
     variables = jax.device_put(from_torch("resnet18", tensors, **options))

@@ -35,9 +35,11 @@ from jaxvision.losses import faster_rcnn_loss, mask_rcnn_loss, retinanet_loss
 from jaxvision.losses.rcnn import Sampling
 from jaxvision.models import get_model, init_variables
 from jaxvision.models.detection import make_detector
+from jaxvision.ops import paste_masks
 from jaxvision.train import create_state, make_train_step
 from jaxvision.train.optim import adamw
 from jaxvision.train.run import enable_compilation_cache
+from jaxvision.types import PaddedInstances
 from jaxvision.weights import to_torch
 
 HERE = Path(__file__).resolve().parent
@@ -125,7 +127,7 @@ class Workload:
     """Our side: the network, its optimiser and the batches, on the device."""
 
     def __init__(self, config: Config, batches: dict[str, np.ndarray]):
-        self.name = config.model
+        self.name, self.size = config.model, config.size
         self.options = {**NETWORKS[self.name], "num_classes": NUM_CLASSES}
         dtype = jnp.float32 if config.device == "cpu" else jnp.bfloat16
         model = get_model(self.name, **self.options, dtype=dtype)
@@ -145,6 +147,11 @@ class Workload:
             for i in range(len(size))
         ]
 
+    def paste(self, found: PaddedInstances) -> None:
+        """Brings every mask into its picture, as torchvision's evaluation does."""
+        for masks, boxes, valid in zip(found.masks, found.boxes, found.valid, strict=True):
+            paste_masks(masks[valid], boxes[valid], self.size, threshold=None)
+
     def seconds(self, kind: str, number: int) -> float:
         since = time.perf_counter()
         for i in range(number):
@@ -153,6 +160,8 @@ class Workload:
                 self.state, result = self.step(self.state, batch)
             else:
                 result = self.detect(self.state.variables, batch["image"], batch["size"])
+                if isinstance(result, PaddedInstances):
+                    self.paste(jax.device_get(result))
         jax.block_until_ready((result, self.state.params))
         return time.perf_counter() - since
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class Run:
 
     Without `run_dir` it is a new `runs/<experiment>/<time>`, or with `resume` the newest one there.
     A folder that holds a run already is only taken with `resume`, and then `config` must say the
-    same, but for what may change (`MAY_CHANGE`): nothing of an earlier run is ever overwritten.
+    same, but for what may change (`MAY_CHANGE`, without what is `fixed`): nothing of an earlier run
+    is ever overwritten. One that is not `kept` is gone when its caller ends, and cannot be resumed.
     """
 
     def __init__(
@@ -41,7 +43,11 @@ class Run:
         run_dir: str | Path | None = None,
         resume: bool = False,
         root: str | Path = "runs",
+        fixed: Collection[str] = (),
+        kept: bool = True,
     ):
+        self.kept = kept
+        self._may_change = MAY_CHANGE - set(fixed)
         if run_dir is not None:
             self.path = Path(run_dir)
         elif resume:
@@ -97,7 +103,7 @@ class Run:
         changed = [
             f"{name} was {stored[name]!r}, now {value!r}"
             for name, value in wanted.items()
-            if name in stored and name not in MAY_CHANGE and stored[name] != value
+            if name in stored and name not in self._may_change and stored[name] != value
         ]
         if changed:
             raise UserError(

@@ -136,8 +136,9 @@ def test_mirrors_are_tried_in_order_and_a_404_is_not_repeated(serve, tmp_path):
 
 def test_a_busy_server_is_asked_again(serve, tmp_path):
     served = serve(statuses=[503, 429])
-    download(served.url + "w.bin", tmp_path / "w.bin", progress=False)
+    path = download(served.url + "w.bin", tmp_path / "w.bin", progress=False)
     assert len(served.requests) == 3
+    assert path.read_bytes() == BODY
 
 
 def test_when_every_mirror_fails_the_error_names_each_with_its_reason(serve, tmp_path):

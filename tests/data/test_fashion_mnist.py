@@ -172,7 +172,7 @@ def test_auto_downloads(tmp_path, tiny_full, serve, monkeypatch):
     assert len(served.requests) == 4
 
 
-def test_auto_falls_back_to_the_subset_and_says_why(tmp_path, tiny_full, embedded_dir):
+def test_auto_falls_back_to_the_subset_and_says_why(tiny_full, embedded_dir):
     announced = Announced()
     dataset = load_dataset("fashion_mnist", data_dir=embedded_dir, announce=announced)
     assert len(dataset) == 11_000

@@ -222,14 +222,14 @@ def test_good_decoded_pictures_are_not_decoded_again(copied, monkeypatch):
     assert len(load(data_dir)["train"]) == 12
 
 
-def test_where_decoded_pictures_cannot_be_kept_they_are_in_memory(
-    prepared_dir, copied, monkeypatch
-):
+def test_where_decoded_pictures_cannot_be_kept_they_are_in_memory(prepared_dir, copied):
     data_dir, folder = copied
     for path in folder.glob("*.npy"):
         path.unlink()
         path.mkdir()
-    assert_same(load(data_dir), load(prepared_dir))
+    splits = load(data_dir)
+    assert_same(splits, load(prepared_dir))
+    assert not isinstance(splits["train"].images, np.memmap)
     assert not [path for path in folder.glob("*.npy?*") if path.is_file()]
 
 

@@ -86,7 +86,7 @@ def test_transparency_is_put_on_white(save):
     assert read_image(save(la), channels=1).tolist() == [[[255], [10]]]
 
 
-def test_sixteen_bit_colour_and_transparency(save, tmp_path):
+def test_sixteen_bit_colour_and_transparency(tmp_path):
     """Pillow itself reads 16-bit RGB as 8-bit; cv2 writes what Pillow can't."""
     import cv2
 

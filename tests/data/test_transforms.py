@@ -187,7 +187,13 @@ def test_jitters_use_their_whole_range_and_every_order():
     ]
     assert min(levels) in range(50, 56)
     assert max(levels) in range(145, 151)
-    assert color_jitter()({"image": PHOTO}, np.random.default_rng(0))["image"] is not None
+    fixed = dict(brightness=(1.7, 1.7), contrast=(0.5, 0.5), saturation=(1.6, 1.6), hue=(0.2, 0.2))
+    patch = {"image": PHOTO[:12, :12]}
+    results = {
+        color_jitter(**fixed)(patch, np.random.default_rng(seed))["image"].tobytes()
+        for seed in range(300)
+    }
+    assert len(results) == 24
     np.testing.assert_array_equal(
         color_jitter()({"image": PHOTO}, np.random.default_rng(0))["image"], PHOTO
     )

@@ -87,7 +87,7 @@ def test_a_wrong_momentum_does_not_pass_the_checks(experiment, monkeypatch):
     algorithm = experiment("batchnorm_algorithm")
     layer = algorithm.BatchNorm
     monkeypatch.setattr(algorithm, "BatchNorm", lambda momentum: layer(momentum=0.2))
-    with pytest.raises(Exception, match="this recursion's"):
+    with pytest.raises(experiment("findings").CheckError, match="this recursion's"):
         algorithm.running_averages(seed=0, batches=5)
 
 

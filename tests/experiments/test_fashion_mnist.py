@@ -96,12 +96,21 @@ def test_the_exercise_other_widths_kernels_and_depths(fashion_mnist, small, tmp_
     assert model.hidden == (16,)
 
 
-def test_average_accumulation_and_schedule(fashion_mnist, small, tmp_path):
+def test_average_accumulation_and_schedule(experiment, fashion_mnist, small, tmp_path, monkeypatch):
+    classifier, given = experiment("classifier"), {}
+    make = classifier.make_train_step
+
+    def watched(*arguments, **options):
+        given.update(options)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(classifier, "make_train_step", watched)
     fashion_mnist.main(small(model="mlp", hidden=(8,), ema_decay=0.9, accumulate=4, cosine=True))
     rates = [r["train/learning_rate"] for r in read_records(tmp_path / "run") if "train/loss" in r]
     assert rates[0] > rates[-1] > 0
     _, average, _ = load_checkpoint(tmp_path / "run")
     assert average["params"]["fc1"]["kernel"].shape == (784, 8)
+    assert (given["accumulate"], given["ema_decay"]) == (4, 0.9)
 
 
 def test_mistakes_are_refused_before_anything_is_written(fashion_mnist, small, tmp_path):
@@ -111,11 +120,16 @@ def test_mistakes_are_refused_before_anything_is_written(fashion_mnist, small, t
         fashion_mnist.main(small(batch_size=2000))
     with pytest.raises(UserError, match="at least 1 epoch, got 0"):
         fashion_mnist.main(small(epochs=0))
+    for few in ({"epochs": 0, "cosine": True}, {"accumulate": 0}):
+        with pytest.raises(UserError, match=r"at least 1|into 0 equal parts"):
+            fashion_mnist.main(small(**few))
     with pytest.raises(UserError, match="a batch of 100 does not split into 3 equal parts"):
         fashion_mnist.main(small(accumulate=3))
     with pytest.raises(UserError, match="model 'mlp' has no option features"):
         fashion_mnist.main(small(model="mlp", features=(3,)))
     assert not (tmp_path / "run" / "config.json").exists()
+    with pytest.raises(UserError, match="expected --log-every and --checkpoint-every of at least"):
+        fashion_mnist.main(small(log_every=-5))
 
 
 def test_another_models_run_folder_is_refused_and_untouched(fashion_mnist, small, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
 from jaxvision.predict import Predictor
-from jaxvision.weights import to_torch, write_torch
+from jaxvision.weights import read_torch, to_torch, write_torch
 
 CLASSES = tuple(f"n{i:08}" for i in range(7))
 
@@ -45,6 +45,19 @@ def test_accuracy_is_that_of_the_predictor(experiment, files, capsys):
     expected = {f"acc@{k}": 100 * np.mean(np.array(ranks) < k) for k in (1, 5)}
     assert found == pytest.approx(expected)
     assert 0 < found["acc@5"] < 100
+
+
+def test_what_is_not_a_number_is_not_right(experiment, files):
+    module = experiment("published_accuracy")
+    tensors = dict(read_torch(files / "seven.pth"))
+    tensors["fc.bias"] = np.full_like(tensors["fc.bias"], np.nan)
+    write_torch(files / "nan.pth", tensors)
+    found = module.evaluate(module.Config(source=files / "val", weights=str(files / "nan.pth")))
+    assert found == {"acc@1": 0, "acc@5": 0}
+    tensors["fc.bias"][:], tensors["fc.weight"] = 0, np.zeros_like(tensors["fc.weight"])
+    write_torch(files / "equal.pth", tensors)
+    config = module.Config(source=files / "val", weights=str(files / "equal.pth"))
+    assert module.evaluate(config)["acc@1"] == pytest.approx(100 / 7)
 
 
 def test_the_number_of_classes_must_fit(experiment, files):

@@ -193,7 +193,7 @@ def test_names_and_options_of_networks(rcnn):
     assert vgg == ("fasterrcnn_vgg16", {"num_classes": 21})
 
 
-def test_voc2007_keeps_the_shapes_of_its_pictures(rcnn, config, tmp_path):
+def test_voc2007_keeps_the_shapes_of_its_pictures(rcnn, config, tmp_path, capsys):
     files = runpy.run_path(str(Path(__file__).parents[1] / "data" / "detection_files.py"))
     files["make_voc"](tmp_path / "VOCdevkit" / "VOC2007")
     voc = dataclasses.replace(
@@ -225,4 +225,6 @@ def test_voc2007_keeps_the_shapes_of_its_pictures(rcnn, config, tmp_path):
             assert (boxes <= [w, h, w, h]).all()
     _, _, meta = load_checkpoint(tmp_path / "run")
     assert meta["preprocessing"]["kind"] == "shortest_side"
+    capsys.readouterr()
     cli.main(["evaluate", str(tmp_path / "run"), "--source", str(tmp_path)])
+    assert f"VOC07 mAP@0.5 {result['mAP50_voc07']:.4f}" in capsys.readouterr().out

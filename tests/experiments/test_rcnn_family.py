@@ -269,6 +269,7 @@ def test_a_wrong_flag_is_one_line(rcnn, training, tmp_path, changes, message):
     wrong = dataclasses.replace(training, model="rcnn", run_dir=tmp_path / "run", **changes)
     with pytest.raises(UserError, match=message):
         rcnn.main(wrong)
+    assert not (tmp_path / "run").exists()
 
 
 def test_runs_that_do_not_belong_together_are_refused(family, config, result, tmp_path):

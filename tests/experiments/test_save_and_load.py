@@ -65,7 +65,9 @@ def test_sizes_times_and_devices_are_reported(kept):
     assert json.loads((folder / "devices.json").read_text())[0]["same"] is True
 
 
-def test_a_weight_that_comes_back_changed_is_found(script, files, tmp_path, monkeypatch):
+def test_a_weight_that_comes_back_changed_is_found(
+    experiment, script, files, tmp_path, monkeypatch
+):
     config = script.Config(options=OPTIONS, picture_size=32)
     options = files.parse_options(OPTIONS)
     model, _ = files.blueprint("vgg16", options, 32)
@@ -80,7 +82,8 @@ def test_a_weight_that_comes_back_changed_is_found(script, files, tmp_path, monk
         return loaded
 
     monkeypatch.setattr(files, "load_weights", one_bit_off)
-    with pytest.raises(Exception, match=r"weights\.safetensors: every weight is the same"):
+    error = experiment("findings").CheckError
+    with pytest.raises(error, match=r"weights\.safetensors: every weight is the same"):
         script.files(config, options, variables, logits, picture, tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import cv2
 import jax
@@ -16,7 +17,7 @@ from jaxvision.predict import Predictor
 from jaxvision.report import read_records
 from jaxvision.train.checkpoint import CheckpointStore, load_checkpoint
 from jaxvision.train.run import Run
-from jaxvision.weights import load_weights, to_torch, write_torch
+from jaxvision.weights import Preprocessing, load_weights, to_torch, write_torch
 
 OPTIONS = {"stem": "small", "width": 8}
 COLORS = {"blue": (200, 60, 40), "green": (50, 190, 60), "red": (40, 50, 210)}  # BGR
@@ -146,6 +147,23 @@ def test_none_shows_the_network_as_it_is(experiment, config, pictures, weights, 
     transfer = experiment("transfer")
     with pytest.raises(UserError, match=r"its head has 7 classes.*num_classes=7"):
         transfer.main(with_changes(config, strategy="none"))
+    path = weights.with_name("thousand.pth")
+    model = get_model("resnet18", **OPTIONS)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    write_torch(path, to_torch("resnet18", variables, **OPTIONS))
+    config = with_changes(config, strategy="none", init=str(path))
+    capsys.readouterr()
+    assert transfer.main(config) == {}
+    assert "the network has no classes of these names" in capsys.readouterr().out
+    assert cv2.imread(str(config.run_dir / "predictions.png")) is not None
+    known = config.run_dir.with_name("known")
+    for old, new in zip(COLORS, ("goldfish", "hen", "Ostrich"), strict=True):
+        for split in ("train", "val"):
+            shutil.copytree(pictures / split / old, known / split / new)
+    again = with_changes(config, source=known, run_dir=config.run_dir.with_name("again"))
+    metrics = transfer.main(again)
+    assert 0 <= metrics["accuracy"] <= metrics["accuracy_among"] <= 1
+    assert f"{metrics['accuracy_among']:.2%} among these 3" in capsys.readouterr().out
     module = experiment("transfer_pretrained")
     known = ("ant, emmet", "Reds", "blue", "sea_green")
     assert module.own_classes(("red", "Blue"), known).tolist() == [1, 2]
@@ -210,16 +228,42 @@ def test_the_offline_table(experiment, data_dir, tmp_path, capsys, monkeypatch):
         data_dir=data_dir,
         run_dir=tmp_path / "run",
     )
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module, "transfer_once", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            module.main(config)
+    with pytest.raises(UserError, match="epochs was 1, now 2"):
+        module.main(with_changes(config, resume=True, epochs=2))
+    config = with_changes(config, resume=True)
+    capsys.readouterr()
     results = module.main(config)
+    assert "pretraining" not in capsys.readouterr().out
     assert [r["way"] for r in results] == ["head", "scratch"]
     assert json.loads((config.run_dir / "results.json").read_text()) == results
     head, scratch = results
     assert head["trained_parameters"] == 32 * 3 + 3 < scratch["trained_parameters"]
     assert head["optimizer_bytes"] < scratch["optimizer_bytes"]
+    # What is finished is read and not done again.
+    assert module.main(config) == results
     printed = capsys.readouterr().out
     assert "Transfer to three new classes" in printed
-    # What is finished is read and not done again.
-    assert module.main(with_changes(config, resume=True)) == results
-    assert "pretraining" not in capsys.readouterr().out
+    assert "pretraining" not in printed
+    other = {"resume": False, "run_dir": tmp_path / "other"}
     with pytest.raises(UserError, match="--new-classes"):
-        module.main(with_changes(config, new_classes=("Hat",), run_dir=tmp_path / "other"))
+        module.main(with_changes(config, new_classes=("Hat",), **other))
+
+
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_grey_pictures_that_are_too_many_to_prepare_have_three_channels(
+    experiment, data_dir, monkeypatch
+):
+    module = experiment("transfer_data")
+    monkeypatch.setattr(module, "RESIDENT_LIMIT", 0)
+    grey = load_splits("fashion_mnist", data="embedded", data_dir=data_dir)["test"]
+    preset = module.preset_of(Preprocessing(crop_size=40, resize_size=40))
+    options = {"batch_size": 4, "seed": 0, "augment": False, "workers": 1}
+    batch = module.training_batches(grey, preset, **options)(0)
+    assert batch["image"].shape == (4, 40, 40, 3)

@@ -95,7 +95,7 @@ def test_evaluate_and_predict_take_the_run(config, result, capsys, tmp_path):
     assert (boxes <= [120, 90, 120, 90]).all()
 
 
-def test_error_analysis_of_two_runs(experiment, config, result, tmp_path, capsys):
+def test_error_analysis_of_two_runs(experiment, config, result, tmp_path):
     error_analysis = experiment("error_analysis")
     other = tmp_path / "another"
     shutil.copytree(config.run_dir, other)
@@ -111,6 +111,12 @@ def test_error_analysis_of_two_runs(experiment, config, result, tmp_path, capsys
     assert "Mistakes of yolov1_tiny (another)" in page
     assert json.loads((tmp_path / "errors.json").read_text()) == shares
 
+    # Of as many scenes with the same numbers, but others.
+    with np.load(other / "predictions.npz") as file:
+        stored = dict(file)
+    np.savez(other / "predictions.npz", **{**stored, "labels_digest": "0" * 16})
+    with pytest.raises(UserError, match="or other ones"):
+        error_analysis.main(error_analysis.Config(runs, out=tmp_path / "no.html"))
     (other / "predictions.npz").unlink()
     with pytest.raises(UserError, match=r"another has no predictions\.npz"):
         error_analysis.main(error_analysis.Config(runs, out=tmp_path / "no.html"))

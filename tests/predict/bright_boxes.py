@@ -39,8 +39,13 @@ class BrightMaps(nn.Module):
         return {"out": jnp.concatenate([background, marks], axis=-1)}
 
 
+SELECTIONS = []
+"""What `find_bright` was told to select by, call by call of the compiler."""
+
+
 def find_bright(model, variables, images, sizes, selection):
     """One box a class, around all that is marked."""
+    SELECTIONS.append(selection)
     marks = model.apply(variables, images)
     b, h, w, k = marks.shape
     marked = marks > MARKED

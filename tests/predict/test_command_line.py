@@ -14,7 +14,7 @@ from jaxvision.data import write_coco_json
 from jaxvision.data.detection import DetectionDataset, Objects
 from jaxvision.weights.catalog import coco_classes
 
-from .bright_boxes import CLASSES, scene, tolerance, write_mixed_pictures
+from .bright_boxes import CLASSES, SELECTIONS, scene, tolerance, write_mixed_pictures
 
 WHITE, RED = (10, 20, 60, 50), (70, 30, 110, 70)
 
@@ -111,6 +111,11 @@ def test_thresholds_are_obeyed(detector_run, pictures, run_command):
     status, printed, _ = run_command("predict", detector_run, pictures, "--threshold", 1.0)
     assert status == 0
     assert printed.count("1 x bright") == 2  # a mean of exactly 1; red's is as high
+    flags = ("--threshold", 0.2, "--iou-threshold", 0.7, "--max-detections", 5, "--flip")
+    status, printed, complaints = run_command("predict", detector_run, pictures, *flags)
+    assert status == 0, complaints
+    given = {"score_threshold": 0.2, "iou_threshold": 0.7, "max_detections": 5}
+    assert vars(SELECTIONS[-1]) == given
     status, _, complaints = run_command("predict", detector_run, pictures, "--threshold", 1.5)
     assert status == 1
     assert "expected --threshold from 0 to 1, got 1.5" in complaints
@@ -204,8 +209,9 @@ def test_evaluate_a_detector_on_ones_own_data(detector_run, annotated, run_comma
     # All of the white boxes are found; of the three red ones two, the wrong one among equals.
     (line,) = [line for line in printed.splitlines() if line.startswith("val: ")]
     words = dict(zip(("voc07", "voc12", "coco"), map(float, figures(line)), strict=True))
-    assert 0.7 < words["voc12"] < 0.95
-    assert 0.7 < words["voc07"] < 0.95
+    # Of the red ones, right, wrong, right: an AP of 5 / 9, and by eleven points of 6 / 11.
+    assert words["voc12"] == pytest.approx((1 + 5 / 9) / 2, abs=1e-4)
+    assert words["voc07"] == pytest.approx((1 + 6 / 11) / 2, abs=1e-4)
     assert words["coco"] <= words["voc12"]
     assert "of 3 pictures" in line
     for name in (*CLASSES, "AP_small", "AR_100"):

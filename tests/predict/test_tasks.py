@@ -16,7 +16,7 @@ from jaxvision.train.optim import sgd
 from jaxvision.weights import to_torch, write_torch
 from jaxvision.weights.darknet_cfg import darknet_meta
 
-from .bright_boxes import CLASSES, save_run, scene, tolerance, write_mixed_pictures
+from .bright_boxes import CLASSES, SELECTIONS, save_run, scene, tolerance, write_mixed_pictures
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,9 @@ def test_one_picture_or_many_give_the_same(detector):
 def test_thresholds_come_from_the_caller(detector_run):
     strict = Predictor.from_checkpoint(detector_run, score_threshold=1.01)
     assert len(strict(scene())) == 0
+    given = {"score_threshold": 0.2, "iou_threshold": 0.7, "max_detections": 5}
+    assert len(Predictor.from_checkpoint(detector_run, **given, flip=True)(scene())) == 2
+    assert vars(SELECTIONS[-1]) == given
 
 
 @pytest.mark.parametrize(

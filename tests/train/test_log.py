@@ -57,7 +57,7 @@ def test_tensorboard_gets_the_scalars(tmp_path):
     assert scalars == [(7, "train/loss", 0.5)]
 
 
-def test_a_line_of_ones_own(tmp_path, capsys):
+def test_a_line_of_ones_own(capsys):
     with RunLog(None, line=lambda r: f"loss: {r['train/loss']}" if r["step"] % 2 else None) as log:
         log.write(record(1, train_loss=0.5))
         log.write(record(2, train_loss=0.4))
