@@ -4,7 +4,7 @@ Axis letters in shape annotations, everywhere in the library:
 b batch, h height, w width, c channels, n boxes or RoIs, m ground truths, k classes, a anchors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32
 
 Array = jax.Array | np.ndarray
+
+PerChannel = float | Sequence[float] | Array
+"""A number, or one for each channel: a mean or a standard deviation of pictures."""
 
 Batch = Mapping[str, Any]
 """Arrays by name, batch axis first: `image` uint8 or float [b, h, w, c], `label` int

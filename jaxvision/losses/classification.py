@@ -1,17 +1,15 @@
 """Cross-entropy, and the classification task built on it."""
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxvision.losses.forward import forward
 from jaxvision.metrics import accuracy
 from jaxvision.ops.precision import at_least_float32
-from jaxvision.types import Batch, LossFn
+from jaxvision.types import Array, Batch, LossFn, PerChannel
 
 
 def cross_entropy(
@@ -49,8 +47,8 @@ def cross_entropy(
 def classification_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     label_smoothing: float = 0.0,
 ) -> LossFn:
     """Returns the classification task's `loss_fn(params, batch_stats, batch, key, train=True)`.

@@ -4,7 +4,7 @@ Targets and losses are torchvision's. A batch's labels count from 0 without a ba
 these networks class 0 is the background, and class label + 1 what a batch calls label.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -28,7 +28,7 @@ from jaxvision.ops.matching import (
 )
 from jaxvision.ops.precision import at_least_float32
 from jaxvision.ops.rcnn import BOX_WEIGHTS
-from jaxvision.types import Array, Batch, LossFn
+from jaxvision.types import Array, Batch, LossFn, PerChannel
 
 Terms = dict[str, Float[Array, ""]]
 NEGATIVES = 3
@@ -102,8 +102,8 @@ def retinanet_terms(
 def retinanet_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     high_threshold: float = 0.5,
     low_threshold: float = 0.4,
 ) -> LossFn:
@@ -175,8 +175,8 @@ def fcos_terms(
 def fcos_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     radius: float = 1.5,
 ) -> LossFn:
     """Returns FCOS's `loss_fn(params, batch_stats, batch, key, train=True)`.
@@ -241,8 +241,8 @@ def ssd_terms(
 def ssd_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     iou_threshold: float = 0.5,
 ) -> LossFn:
     """Returns SSD's `loss_fn(params, batch_stats, batch, key, train=True)`.
@@ -276,8 +276,8 @@ def ssd_loss(
 def _loss_of(
     model: nn.Module,
     terms_of: Callable[[Any, Scenes], Terms],
-    mean: float | Sequence[float],
-    std: float | Sequence[float],
+    mean: PerChannel,
+    std: PerChannel,
 ) -> LossFn:
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Any, train: bool = True):
         scenes = pictures_and_objects(batch, mean, std)

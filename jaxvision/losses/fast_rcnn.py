@@ -1,6 +1,5 @@
 """Fast R-CNN's loss (arXiv:1504.08083, section 2.3), on proposals that the batch brings."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jaxvision.losses.forward import call
 from jaxvision.losses.objects import pictures_and_objects
 from jaxvision.losses.rcnn import box_head_loss, sample_rois
-from jaxvision.types import Batch, LossFn
+from jaxvision.types import Batch, LossFn, PerChannel
 
 
 class RoISampling(NamedTuple):
@@ -29,8 +28,8 @@ PAPER_SAMPLING = RoISampling()
 def fast_rcnn_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     sampling: RoISampling = PAPER_SAMPLING,
 ) -> LossFn:
     """Returns Fast R-CNN's `loss_fn(params, batch_stats, batch, key, train=True)`.

@@ -1,6 +1,6 @@
 """What every task's loss function does first: the network's outputs for a batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jaxvision.ops import normalize_images, valid_rows
-from jaxvision.types import Array, Batch
+from jaxvision.types import Array, Batch, PerChannel
 
 
 def forward(
@@ -20,8 +20,8 @@ def forward(
     key: jax.Array | None,
     *,
     train: bool,
-    mean: float | Sequence[float],
-    std: float | Sequence[float],
+    mean: PerChannel,
+    std: PerChannel,
 ) -> tuple[Any, Any]:
     """Returns `(outputs, batch_stats)` of the batch's pictures, normalised to `(x - mean) / std`.
 
@@ -34,9 +34,7 @@ def forward(
     return call(model, params, batch_stats, key, images, train=train, rows=rows)
 
 
-def normalized_pictures(
-    batch: Batch, mean: float | Sequence[float], std: float | Sequence[float]
-) -> Float[Array, "b h w c"]:
+def normalized_pictures(batch: Batch, mean: PerChannel, std: PerChannel) -> Float[Array, "b h w c"]:
     """Returns the batch's pictures as `(x - mean) / std`; zeros where an example is padding."""
     images = normalize_images(jnp.asarray(batch["image"]), mean, std)
     valid = batch.get("valid")

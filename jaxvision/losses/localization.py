@@ -1,11 +1,10 @@
 """Localisation: what the one object of a picture is, and where, in one loss for both."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxvision.losses.boxes import generalized_box_iou_loss, smooth_l1
 from jaxvision.losses.classification import cross_entropy
@@ -13,7 +12,7 @@ from jaxvision.losses.forward import forward
 from jaxvision.metrics import accuracy
 from jaxvision.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from jaxvision.ops.iou import intersection_and_union
-from jaxvision.types import Batch, LossFn
+from jaxvision.types import Array, Batch, LossFn, PerChannel
 
 BoxLoss = Literal["smooth_l1", "giou"]
 CORRECT_IOU = 0.5
@@ -136,8 +135,8 @@ def localization_metrics(
 def localization_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     box_loss: BoxLoss = "smooth_l1",
     box_weight: float = 1.0,
     cell_weight: float = 1.0,

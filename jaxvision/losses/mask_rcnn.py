@@ -4,7 +4,7 @@ Both look at the regions that Faster R-CNN's loss drew for an object, and at wha
 that object.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +24,7 @@ from jaxvision.losses.rcnn import (
 )
 from jaxvision.ops.masks import crop_masks
 from jaxvision.ops.precision import at_least_float32
-from jaxvision.types import Array, Batch, LossFn
+from jaxvision.types import Array, Batch, LossFn, PerChannel
 
 
 def mask_head_loss(
@@ -101,8 +101,8 @@ def keypoint_head_loss(
 def mask_rcnn_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     sampling: Sampling = DEFAULT_SAMPLING,
 ) -> LossFn:
     """Returns Mask R-CNN's `loss_fn(params, batch_stats, batch, key, train=True)`.
@@ -131,8 +131,8 @@ def mask_rcnn_loss(
 def keypoint_rcnn_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     sampling: Sampling = DEFAULT_SAMPLING,
 ) -> LossFn:
     """Returns Keypoint R-CNN's `loss_fn(params, batch_stats, batch, key, train=True)`.
@@ -161,8 +161,8 @@ def _with_branch(
     model: nn.Module,
     term: str,
     branch: Callable[..., Any],
-    mean: float | Sequence[float],
-    std: float | Sequence[float],
+    mean: PerChannel,
+    std: PerChannel,
     sampling: Sampling,
 ) -> LossFn:
     """Faster R-CNN's loss and a term more, of the RoIs in which objects may have been drawn."""

@@ -1,6 +1,5 @@
 """What every detector's loss takes from a batch: its pictures, and the objects in them."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -8,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxvision.losses.forward import normalized_pictures
-from jaxvision.types import Array, Batch
+from jaxvision.types import Array, Batch, PerChannel
 
 
 class Scenes(NamedTuple):
@@ -25,9 +24,7 @@ class Scenes(NamedTuple):
     """`valid`, or None where the batch says nothing of it: what batch normalisation looks at."""
 
 
-def pictures_and_objects(
-    batch: Batch, mean: float | Sequence[float], std: float | Sequence[float]
-) -> Scenes:
+def pictures_and_objects(batch: Batch, mean: PerChannel, std: PerChannel) -> Scenes:
     """Returns the batch with normalised pictures, and with masks and sizes where it has none.
 
     >>> batch = {"image": np.zeros((1, 8, 9, 3), np.uint8), "boxes": np.zeros((1, 2, 4))}

@@ -5,7 +5,6 @@ count from 0 without a background; inside the R-CNN family class 0 is the backgr
 label + 1 what a batch calls label: `sample_rois` is where the one becomes the other.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,7 +22,7 @@ from jaxvision.ops.iou import box_iou
 from jaxvision.ops.matching import BELOW_LOW_THRESHOLD, match, sample_balanced
 from jaxvision.ops.precision import at_least_float32
 from jaxvision.ops.rcnn import BOX_WEIGHTS
-from jaxvision.types import Array, Batch, LossFn, Metrics
+from jaxvision.types import Array, Batch, LossFn, Metrics, PerChannel
 
 BETA = 1 / 9
 """Where smooth L1 goes over from a square to a line."""
@@ -212,8 +211,8 @@ def faster_rcnn_pass(
     key: PRNGKeyArray | None,
     *,
     train: bool,
-    mean: float | Sequence[float],
-    std: float | Sequence[float],
+    mean: PerChannel,
+    std: PerChannel,
     sampling: Sampling,
 ) -> TrainingPass:
     """Returns the four terms of `faster_rcnn_loss`, and the RoIs and feature maps behind them."""
@@ -279,8 +278,8 @@ def faster_rcnn_pass(
 def faster_rcnn_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     sampling: Sampling = DEFAULT_SAMPLING,
 ) -> LossFn:
     """Returns Faster R-CNN's `loss_fn(params, batch_stats, batch, key, train=True)`.

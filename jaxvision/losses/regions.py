@@ -6,7 +6,6 @@ overlaps it a little is left out; boxes are learnt from regions that are nearly 
 pure functions of one picture. A batch's labels count from 0 without a background.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +21,7 @@ from jaxvision.ops.boxes import encode_boxes
 from jaxvision.ops.iou import box_iou
 from jaxvision.ops.matching import match, sample_balanced
 from jaxvision.ops.warp import warp_rois
-from jaxvision.types import Array, Batch, LossFn
+from jaxvision.types import Array, Batch, LossFn, PerChannel
 
 NO_CLASS = -1
 """Of a region that counts nothing."""
@@ -131,8 +130,8 @@ def region_classification_loss(
     *,
     crop_size: int,
     padding: int = 16,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     num_regions: int = 128,
     positive_fraction: float = 0.25,
     iou_threshold: float = 0.5,

@@ -1,16 +1,14 @@
 """Cross-entropy of every pixel, and the segmentation task built on it."""
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer
 
 from jaxvision.losses.classification import cross_entropy
 from jaxvision.losses.forward import forward
 from jaxvision.metrics import accuracy
 from jaxvision.metrics.segmentation import IGNORED
-from jaxvision.types import Batch, LossFn
+from jaxvision.types import Array, Batch, LossFn, PerChannel
 
 
 def pixel_cross_entropy(
@@ -34,8 +32,8 @@ def pixel_cross_entropy(
 def segmentation_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     ignore_label: int = IGNORED,
     aux_weight: float = 0.5,
 ) -> LossFn:

@@ -1,6 +1,5 @@
 """YOLO v1's loss: one sum of squared errors for where boxes are, what they are, and if at all."""
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ from jaxvision.ops.iou import intersection_and_union
 from jaxvision.ops.matching import assign_to_cells
 from jaxvision.ops.precision import at_least_float32
 from jaxvision.ops.yolov1 import CellPredictions, cell_boxes, split_yolov1
-from jaxvision.types import Array, Batch, LossFn
+from jaxvision.types import Array, Batch, LossFn, PerChannel
 
 ClassLoss = Literal["squared_error", "cross_entropy"]
 
@@ -135,8 +134,8 @@ def yolov1_terms(
 def yolov1_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     lambda_coord: float = 5.0,
     lambda_noobj: float = 0.5,
     class_loss: ClassLoss = "squared_error",

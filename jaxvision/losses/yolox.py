@@ -14,7 +14,7 @@ from jaxvision.ops.boxes import xyxy_to_cxcywh
 from jaxvision.ops.iou import intersection_and_union
 from jaxvision.ops.simota import simota
 from jaxvision.ops.yolox import decode_cells, grid_cells, join_levels
-from jaxvision.types import Array, Batch, LossFn
+from jaxvision.types import Array, Batch, LossFn, PerChannel
 
 BOX_WEIGHT = 5.0
 """What the IoU's term is multiplied by."""
@@ -88,8 +88,8 @@ def yolox_terms(
 def yolox_loss(
     model: nn.Module,
     *,
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     use_l1: bool = False,
 ) -> LossFn:
     """Returns the detection task's `loss_fn(params, batch_stats, batch, key, train=True)` of YOLOX.

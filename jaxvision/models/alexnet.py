@@ -3,10 +3,11 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import Conv, Dense, flatten_as_torch
 from jaxvision.ops import adaptive_avg_pool, max_pool
+from jaxvision.types import Array
 
 
 class Features(nn.Module):

@@ -11,10 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import BatchNorm, Conv
 from jaxvision.ops import max_pool
+from jaxvision.types import Array
 
 Activation = Callable[[jax.Array], jax.Array]
 Builder = Callable[..., nn.Module]

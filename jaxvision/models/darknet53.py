@@ -8,9 +8,10 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.csp_darknet import Builder, ConvNorm, Sequential, SpatialPyramidPooling
+from jaxvision.types import Array
 
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.1)
 LeakyConvNorm = partial(ConvNorm, activation=leaky_relu)

@@ -10,10 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import BatchNorm, Conv, Dense, flatten_as_torch
 from jaxvision.ops import conv_output_size, max_pool
+from jaxvision.types import Array
 
 kaiming_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 """N(0, 2 / fan_in), as darknet draws its weights; biases are 0."""

@@ -5,12 +5,13 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.fcn import DilatedSegmenter
 from jaxvision.models.layers import BatchNorm, Conv, ConvNormActivation
 from jaxvision.models.resnet import resnet50, resnet101
 from jaxvision.ops import adaptive_avg_pool
+from jaxvision.types import Array
 
 FEATURES = 256
 """Channels of every layer of the head but the last."""

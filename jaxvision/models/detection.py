@@ -1,6 +1,6 @@
 """From a detector's raw outputs to what it found: one jitted function for any of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -35,11 +35,9 @@ from jaxvision.types import (
     PaddedDetections,
     PaddedInstances,
     PaddedPoses,
+    PerChannel,
     Variables,
 )
-
-Normalization = float | Sequence[float]
-
 
 Detect = Callable[
     [Any, Variables, Float[Array, "b h w c"], Int[Array, "b 2"], Selection], AnyDetections
@@ -247,8 +245,8 @@ network, has its place here as well: the function is given the variables, not th
 def make_detector(
     model: nn.Module,
     *,
-    mean: Normalization = 0.0,
-    std: Normalization = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     score_threshold: int | float | None = None,
     iou_threshold: int | float | None = None,
     max_detections: int | None = None,

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.errors import UserError
 from jaxvision.models.layers import BatchNorm, Conv, ConvNormActivation, ConvTranspose
@@ -19,6 +19,7 @@ from jaxvision.ops import (
     unpool_bed_of_nails,
     unpool_nearest,
 )
+from jaxvision.types import Array
 
 Upsampling = Literal["full", "nearest", "bed_of_nails", "max_unpool", "transposed", "unet"]
 

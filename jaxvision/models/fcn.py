@@ -10,11 +10,12 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import BatchNorm, Conv
 from jaxvision.models.resnet import ResNet, resnet50, resnet101
 from jaxvision.ops import resize_bilinear
+from jaxvision.types import Array
 
 
 class FCNHead(nn.Module):

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import Conv, ConvNormActivation, Norm
 from jaxvision.ops import resize_nearest
+from jaxvision.types import Array
 
 Maps = tuple[Float[Array, "b _ _ _"], ...]
 """A backbone's or a pyramid's feature maps, the finest first."""

@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.ops import batch_norm, conv2d, conv_transpose2d, normalize_by
+from jaxvision.types import Array
 
 Initializer = nn.initializers.Initializer
 

@@ -3,11 +3,12 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.errors import UserError
 from jaxvision.models.layers import Conv, Dense
 from jaxvision.ops import conv_output_size, max_pool
+from jaxvision.types import Array
 
 
 class LeNet(nn.Module):

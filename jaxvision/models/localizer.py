@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import Conv, Dense
+from jaxvision.types import Array
 
 
 class Localizer(nn.Module):

@@ -3,9 +3,10 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import Dense
+from jaxvision.types import Array
 
 
 class MLP(nn.Module):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import (
     Conv,
@@ -18,6 +18,7 @@ from jaxvision.models.layers import (
     kaiming_normal_fan_out,
 )
 from jaxvision.ops import global_avg_pool
+from jaxvision.types import Array
 
 NORM = Norm(eps=1e-3, momentum=0.01)
 """The classifiers' batch normalisation; torchvision's detectors have their own."""

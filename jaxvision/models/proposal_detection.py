@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jaxvision.models.detection import Normalization
 from jaxvision.models.fast_rcnn import FastRCNN
 from jaxvision.models.rcnn import RCNN, classify_regions
 from jaxvision.models.selection import Selection, selection_of
 from jaxvision.ops.color import normalize_images
 from jaxvision.ops.rcnn import decode_rcnn, decode_regions
-from jaxvision.types import Array, PaddedDetections, Variables
+from jaxvision.types import Array, PaddedDetections, PerChannel, Variables
 
 DetectIn = Callable[
     [
@@ -79,8 +78,8 @@ PROPOSAL_DETECTORS: dict[type[nn.Module], DetectIn] = {
 def make_proposal_detector(
     model: nn.Module,
     *,
-    mean: Normalization = 0.0,
-    std: Normalization = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     score_threshold: int | float | None = None,
     iou_threshold: int | float | None = None,
     max_detections: int | None = None,

@@ -10,10 +10,11 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import Conv, Dense, Norm, kaiming_normal_fan_out
 from jaxvision.ops import global_avg_pool, max_pool
+from jaxvision.types import Array
 
 
 class Downsample(nn.Module):

@@ -3,10 +3,11 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import Conv, ConvNormActivation
 from jaxvision.ops import max_pool_with_argmax, max_unpool
+from jaxvision.types import Array
 
 
 class SegNet(nn.Module):

@@ -5,7 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.fpn import Maps
 from jaxvision.models.layers import ConvNormActivation, Norm
@@ -16,6 +16,7 @@ from jaxvision.models.mobilenet_v3 import (
     divisible_by_8,
     scaled_blocks,
 )
+from jaxvision.types import Array
 
 NORMAL = nn.initializers.normal(0.03)
 """What torchvision draws all of SSDlite's kernels from, MobileNet's too where they are new."""

@@ -5,7 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.layers import (
     BatchNorm,
@@ -15,6 +15,7 @@ from jaxvision.models.layers import (
     kaiming_normal_fan_out,
 )
 from jaxvision.ops import adaptive_avg_pool, max_pool
+from jaxvision.types import Array
 
 WIDTHS = (64, 128, 256, 512, 512)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.darknet_layers import (
     FAST_YOLOV1_LAYERS,
@@ -15,6 +15,7 @@ from jaxvision.models.darknet_layers import (
 )
 from jaxvision.models.layers import Conv, flatten_as_torch
 from jaxvision.ops import adaptive_avg_pool
+from jaxvision.types import Array
 
 FIRST_CONFIDENCE = -2.0
 """In front of the sigmoid; further down its slope would hold up those that have to rise."""

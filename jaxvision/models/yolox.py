@@ -12,7 +12,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxvision.models.csp_darknet import (
     Activation,
@@ -26,6 +26,7 @@ from jaxvision.models.csp_darknet import (
 from jaxvision.models.darknet53 import Darknet53, LeakyConvNorm, alternating, leaky_relu
 from jaxvision.models.layers import Conv
 from jaxvision.ops import unpool_nearest
+from jaxvision.types import Array
 
 PRIOR = 0.01
 """The probability that a cell says at first for an object, and for each class: most have none."""

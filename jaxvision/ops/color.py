@@ -1,17 +1,17 @@
 """Pixel values: from the bytes that travel to the floats that a network sees."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+import numpy as np
+from jaxtyping import Float, Num
 
 from jaxvision.ops.precision import at_least_float32
+from jaxvision.types import Array, PerChannel
 
 
 def normalize_images(
     images: Num[Array, "*b h w c"],
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
 ) -> Float[Array, "*b h w c"]:
     """Returns float32 `(x - mean) / std` for x in [0, 1]; one value for each channel or for all.
 
@@ -25,8 +25,9 @@ def normalize_images(
     """
     channels = images.shape[-1]
     for name, value in (("mean", mean), ("std", std)):
-        if isinstance(value, Sequence) and len(value) not in (1, channels):
-            raise ValueError(f"{name} has {len(value)} values, the images have {channels} channels")
+        count = np.size(value)
+        if count not in (1, channels):
+            raise ValueError(f"{name} has {count} values, the images have {channels} channels")
     if jnp.issubdtype(images.dtype, jnp.integer):
         if images.dtype != jnp.uint8:
             raise TypeError(f"expected uint8 or float images, got {images.dtype}")

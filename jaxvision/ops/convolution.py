@@ -7,7 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from jaxvision.types import Array
 
 PIECE_BYTES = 2**20
 """Of the pieces that a kernel's gradient is summed over on the CPU: what fits into a cache."""

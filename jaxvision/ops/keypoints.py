@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from jaxvision.types import Array
 
 CUBIC = -0.75
 """The parameter of torch's bicubic interpolation."""

@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxvision.errors import UserError
 from jaxvision.ops.resize import bilinear_weights
 from jaxvision.ops.roi_samples import pixel_weights, sampled_axis
+from jaxvision.types import Array
 
 RunLength = dict[str, Any]
 """COCO's compressed run-length encoding: `size` [h, w] and `counts` bytes, column by column."""
@@ -42,6 +43,7 @@ def crop_masks(
     [[0.75, 0.75], [0.0, 0.0]]
     """
     rows, columns = (size, size) if isinstance(size, int) else size
+    masks = jnp.asarray(masks)
     _, h, w = masks.shape
     picture_h, picture_w = (h, w) if picture_size is None else picture_size
     boxes = jax.lax.stop_gradient(boxes).astype(jnp.float32)
@@ -126,6 +128,16 @@ class BoxMasks(Sequence):
     def __getitem__(self, index: int | np.integer) -> Bool[np.ndarray, "h w"]:
         probabilities, box = self.probabilities[index], self.boxes[index]
         return paste_masks(probabilities[None], box[None], self.size, self.threshold)[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All masks [n, h, w] at once; `copy` changes nothing, they are always made anew."""
+        masks = np.stack(list(self)) if len(self) else np.zeros(self.shape, bool)
+        return masks if dtype is None else masks.astype(dtype)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n, h, w), of what an array of all would have."""
+        return (len(self), *self.size)
 
     def select(self, chosen: Bool[np.ndarray, "n"] | Int[np.ndarray, "k"]) -> "BoxMasks":
         """Returns the masks of some of the objects: where `chosen` is True, or of its indices."""

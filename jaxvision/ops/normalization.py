@@ -8,9 +8,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from jaxvision.ops.precision import at_least_float32
+from jaxvision.types import Array
 
 _VALID_ROWS: ContextVar[jax.Array | None] = ContextVar("valid_rows", default=None)
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxvision.ops.convolution import conv_output_size
+from jaxvision.types import Array
 
 
 def max_pool(
@@ -132,7 +133,7 @@ def global_avg_pool(x: Float[Array, "*b h w c"]) -> Float[Array, "*b c"]:
         # jax 0.12 may join a bfloat16 convolution and the mean behind it to one YNN kernel, and
         # that gives NaN.
         x = jax.lax.optimization_barrier(x)
-    return x.mean(axis=(-3, -2))
+    return jnp.mean(x, axis=(-3, -2))
 
 
 def adaptive_avg_pool(

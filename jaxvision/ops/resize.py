@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from jaxvision.types import Array
 
 
 def resize_bilinear(
@@ -106,13 +108,13 @@ def _step(length: int, wanted: int, align_corners: bool) -> np.float32:
     return np.float32(length - 1) / np.float32(wanted - 1) if wanted > 1 else np.float32(0)
 
 
-def _along(weights: np.ndarray, x: jax.Array, axis: int) -> jax.Array:
+def _along(weights: np.ndarray, x: Array, axis: int) -> jax.Array:
     # At full precision, because a TPU would multiply in bfloat16.
     rule = {-3: "ih,...hwc->...iwc", -2: "jw,...hwc->...hjc"}[axis]
     return jnp.einsum(rule, weights, x, precision=jax.lax.Precision.HIGHEST)
 
 
-def _check(x: jax.Array, size: tuple[int, int]) -> None:
+def _check(x: Array, size: tuple[int, int]) -> None:
     if min(size) < 1 or min(x.shape[-3:-1]) < 1:
         raise ValueError(
             f"expected sizes of at least 1, got {x.shape[-3]} x {x.shape[-2]} to be resized to "

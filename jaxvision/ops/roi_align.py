@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxvision.ops.roi_samples import Axis, adaptive_taps, fixed_taps, rounded, sampled_axis
+from jaxvision.types import Array
 
 CHUNK = 16
 """RoIs that the CPU works on at a time: their sums then stay in its cache."""
@@ -42,6 +43,7 @@ def roi_align(
     >>> roi_align(features, jnp.array([[0.0, 0.0, 4.0, 4.0]]), 2, aligned=True)[0, ..., 0].tolist()
     [[2.5, 4.5], [10.5, 12.5]]
     """
+    features = jnp.asarray(features)
     h, w, _ = features.shape
     n = len(boxes)
     level = _Level(*(jnp.full((n,), size, jnp.int32) for size in (h, w, 0)))
@@ -111,7 +113,7 @@ def multiscale_roi_align(
     origins = [sum(m.shape[0] * m.shape[1] for m in maps[:i]) for i in range(len(maps))]
     table = jnp.array([heights, widths, origins], jnp.int32)[:, jnp.maximum(levels, 0)]
     scale = jnp.array(spatial_scales, jnp.float32)[jnp.maximum(levels, 0)]
-    flat = jnp.concatenate([m.reshape(-1, m.shape[-1]) for m in maps])
+    flat = jnp.concatenate([jnp.asarray(m).reshape(-1, m.shape[-1]) for m in maps])
     boxes = jnp.where((levels >= 0).reshape(-1, 1), boxes, jnp.nan)
     return _align(flat, _Level(*table), boxes, scale, output_size, sampling_ratio, aligned)
 

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxvision.ops.roi_samples import quotient
+from jaxvision.types import Array
 
 LOWEST = -3.4028234663852886e38
 """What a bin without a number above it gives, as in torchvision: float32's lowest."""

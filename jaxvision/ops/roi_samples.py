@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from jaxvision.types import Array
 
 Tap = Callable[[int | jax.Array], tuple[Int[Array, "n bins"], Float[Array, "n bins"]]]
 

@@ -115,7 +115,7 @@ class Predictor:
     def __call__(self, pictures: Sequence[Picture]) -> list[Result]: ...
     def __call__(self, pictures):
         """Returns what the model says of one picture, or a list for a list of them."""
-        one = isinstance(pictures, str | Path | np.ndarray)
+        one = isinstance(pictures, str | Path | np.ndarray | jax.Array)
         listed = [self._read(picture) for picture in ([pictures] if one else pictures)]
         results: list[Any] = [None] * len(listed)
         by_shape: dict[tuple[int, ...], list[int]] = {}

@@ -30,8 +30,9 @@ from jaxvision.data.geometry import resized_size
 from jaxvision.data.images import to_picture
 from jaxvision.data.transforms import IMAGENET_MEAN_COLOR
 from jaxvision.errors import UserError
+from jaxvision.types import Array
 
-Picture = np.ndarray | str | Path
+Picture = Array | str | Path
 """uint8 [h, w, c] or [h, w], or the path of a picture file."""
 
 KINDS = ("letterbox", "shortest_side", "shorter_side", "resize", "crop")
@@ -63,6 +64,7 @@ def read_picture(picture: Picture, channels: int) -> UInt8[np.ndarray, "h w c"]:
     """Returns a file's pixels, upright, or an array's, with `channels` (1 or 3) channels."""
     if isinstance(picture, str | Path):
         return read_image(picture, channels=channels)
+    picture = np.asarray(picture)
     if picture.dtype != np.uint8:
         raise TypeError(f"expected a uint8 picture [h, w, c], got {picture.dtype}")
     if picture.ndim == 2:

@@ -9,6 +9,7 @@ the new one is complete.
 import json
 import logging
 import math
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ META_KEYS = ("model", "options", "input_shape")
 
 _SCORE = "score"  # among the saved metrics: the named metric, negated where lower is better
 _STATE_FIELDS = ("step", "params", "batch_stats", "opt_state", "ema")
+_WRITERS: "weakref.WeakSet[CheckpointStore]" = weakref.WeakSet()
+"""Open stores of this process, which may still be writing what another one is to read."""
 
 
 class CheckpointStore:
@@ -90,6 +93,8 @@ class CheckpointStore:
             )
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {directory}: {error.strerror}") from error
+        if not read_only:
+            _WRITERS.add(self)
 
     def __enter__(self) -> "CheckpointStore":
         return self
@@ -138,6 +143,7 @@ class CheckpointStore:
 
     def close(self) -> None:
         """Waits for the background write and lets go of the folder."""
+        _WRITERS.discard(self)
         with _write_errors_explained(self.run_dir):
             self._manager.close()
 
@@ -239,6 +245,9 @@ def load_checkpoint(
     # Imported here: this function is the one place of train/ that turns a name into a model.
     from jaxvision.models import get_model
 
+    for writer in list(_WRITERS):
+        if writer.run_dir.absolute() == Path(run_dir).absolute():
+            writer.wait()
     with CheckpointStore(run_dir, read_only=True) as store:
         meta = store.meta(which)
         missing = [key for key in META_KEYS if key not in meta]

@@ -137,6 +137,10 @@ def box_masks(number, size, seed=0):
 def test_masks_of_detections_are_pasted_one_by_one():
     masks = box_masks(5, (40, 50))
     expected = paste_masks(masks.probabilities, masks.boxes, masks.size)
+    np.testing.assert_array_equal(np.asarray(masks), expected)
+    assert masks.shape == expected.shape == (5, 40, 50)
+    none = np.asarray(masks.select(np.zeros(5, bool)))
+    assert (none.shape, none.dtype) == ((0, 40, 50), bool)
     assert expected.any(axis=(1, 2)).all()
     assert len(masks) == 5
     np.testing.assert_array_equal(np.stack(list(masks)), expected)

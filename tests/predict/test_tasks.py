@@ -90,6 +90,8 @@ def test_one_picture_or_many_give_the_same(detector):
     for one, many in zip(map(detector, pictures), detector(pictures), strict=True):
         np.testing.assert_array_equal(one.boxes, many.boxes)
         np.testing.assert_array_equal(one.labels, many.labels)
+    on_device = detector(jnp.asarray(pictures[0]))
+    np.testing.assert_array_equal(on_device.boxes, detector(pictures[0]).boxes)
 
 
 def test_thresholds_come_from_the_caller(detector_run):

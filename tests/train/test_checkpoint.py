@@ -163,6 +163,16 @@ def test_load_checkpoint_needs_only_the_folder(tmp_path):
     np.testing.assert_array_equal(jax.jit(model.apply)(variables, images), own)
 
 
+def test_load_checkpoint_waits_for_what_this_process_is_writing(tmp_path):
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save(new_state(seed=step, step=step), meta=META)
+        _, variables, meta = load_checkpoint(tmp_path)
+        assert meta["step"] == step
+        assert_same(variables["params"], new_state(seed=step).params)
+    store.close()
+
+
 def test_load_checkpoint_gives_the_moving_average(tmp_path):
     state = new_state(ema=True, step=1)
     average = jax.tree.map(lambda x: x + 1, state.ema)
