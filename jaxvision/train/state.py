@@ -56,10 +56,14 @@ def _bound_together(state: TrainState) -> TrainState:
     A step's results all are, once an argument is: it would compile for this state and once more for
     the next.
     """
-    bound = [x for x in jax.tree.leaves(state) if getattr(x, "committed", False)]
+
+    def is_bound(x: jax.Array) -> bool:
+        return not isinstance(x, jax.core.Tracer) and x.committed
+
+    bound = [x for x in jax.tree.leaves(state) if is_bound(x)]
     if not bound:
         return state
     place = bound[0].sharding
     if isinstance(place, NamedSharding):
         place = NamedSharding(place.mesh, PartitionSpec())
-    return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, place), state)
+    return jax.tree.map(lambda x: x if is_bound(x) else jax.device_put(x, place), state)

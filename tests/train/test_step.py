@@ -385,3 +385,10 @@ def difference(expected, got):
 
 if __name__ == "__main__":
     print(json.dumps(train_on_eight_devices()))
+
+
+def test_a_state_may_be_created_within_jit():
+    leaves = jax.jit(lambda v: jax.tree.leaves(create_state(v, TX, ema=True)))(mlp_variables())
+    expected = jax.tree.leaves(create_state(mlp_variables(), TX, ema=True))
+    for ours, theirs in zip(leaves, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
