@@ -99,7 +99,8 @@ def sampled_roi_align(torch):
         else:
             ratios = (size / size.new_tensor([columns, rows])).ceil().clamp(min=1).flip(1)
         groups = torch.cat([rois[:, :1].cpu(), ratios.cpu()], dim=1).long()
-        pooled = maps.new_zeros(len(rois), maps.shape[1], rows, columns)
+        # Without a RoI, too, the maps have a gradient, of zeros, as of the compiled operator.
+        pooled = maps.new_zeros(len(rois), maps.shape[1], rows, columns) + maps[..., :0].sum()
         for group in groups.unique(dim=0):
             i, down, across = group.tolist()
             members = (groups == group).all(dim=1).nonzero()[:, 0].to(rois.device)

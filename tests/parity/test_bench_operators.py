@@ -30,6 +30,14 @@ def test_roi_align_and_its_gradient(aligned, ratio):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)
 
 
+def test_without_a_roi_the_gradient_is_zero():
+    maps = torch.ones(1, 3, 4, 4, requires_grad=True)
+    y = sampled_roi_align(torch)(maps, ROIS[:0], 0.25, 7, 5, 2, False)
+    assert y.shape == (0, 3, 7, 5)
+    y.sum().backward()
+    assert not maps.grad.any()
+
+
 def test_no_box_that_is_kept_overlaps_another_one():
     generator = torch.Generator().manual_seed(0)
     corner = 60 * torch.rand(200, 2, generator=generator)
