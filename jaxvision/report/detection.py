@@ -33,6 +33,7 @@ from jaxvision.report.run_sections import (
 
 MOST_PICTURES_SHOWN = 12
 _KINDS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+_PLURALS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 _METRICS = (Metric("mAP50", "mAP at IoU 0.5", share=True), Metric("loss", "loss", share=False))
 
 
@@ -158,7 +159,7 @@ def _precision_section(
     summaries: dict[tuple[str, ...], list[tuple[str, ...]]] = {}  # keypoints have other columns
     for kind, scores in coco.items():
         row = (cell(value).removesuffix(" %") for value in scores.summary.values())
-        summaries.setdefault(tuple(scores.summary), []).append((f"{_KINDS[kind]}s", *row))
+        summaries.setdefault(tuple(scores.summary), []).append((_PLURALS[kind], *row))
     summary = "".join(
         html.table(("COCO (%)", *columns), those) for columns, those in summaries.items()
     )

@@ -39,7 +39,7 @@ def create_state(
     """Returns the state at step 0 of training `variables` with `tx`.
 
     The arrays are copied, because a train step donates its state: `variables` stays usable. Where
-    they are bound to a device or a mesh, as restored ones are, all of the state is.
+    they are bound to a device or a mesh, as `jax.device_put` does it, all of the state is.
     """
     params = jax.tree.map(jnp.array, variables["params"])
     batch_stats = jax.tree.map(jnp.array, variables.get("batch_stats", {}))
@@ -58,7 +58,7 @@ def _bound_together(state: TrainState) -> TrainState:
     """
 
     def is_bound(x: jax.Array) -> bool:
-        return not isinstance(x, jax.core.Tracer) and x.committed
+        return not isinstance(x, jax.core.Tracer) and getattr(x, "committed", False)
 
     bound = [x for x in jax.tree.leaves(state) if is_bound(x)]
     if not bound:

@@ -70,6 +70,7 @@ def test_a_run_that_went_well(tmp_path):
     assert after(page, "mAP at IoU 0.5") == ["25.00 %"]
     assert after(page, "Final validation loss", 2) == ["0.7500", "step 100, epoch 1"]
     assert "COCO mask AP" in page.words
+    assert {"boxes", "masks"} <= set(page.words)
     assert "a <note>" in page.words
     row = page.words.index("Coat")
     assert page.words[row + 1 : row + 3] == ["2", "50.0 %"]
