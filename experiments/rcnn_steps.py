@@ -133,31 +133,23 @@ class Steps:
             np.asarray(regions.valid)[0],
         )
 
-    def milliseconds(
-        self,
-        batch: Mapping[str, Any],
-        search: Callable[[], object],
-        repeats: int,
-    ) -> dict[str, float]:
-        """The median time of each step for one picture; `search` makes the proposals on the host.
+    def milliseconds(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """The time of each step for one picture; "proposals" only where the network makes them.
 
         Each step waits for what it makes. The first call of a shape compiles: call it once before.
         """
-        clock: dict[str, list[float]] = {step: [] for step in STEPS}
+        clock: dict[str, float] = {}
 
         def timed(step: str, function: Callable[..., Any], *args: Any) -> Any:
             since = time.perf_counter()
             result = jax.block_until_ready(function(*args))
-            clock[step].append(1000 * (time.perf_counter() - since))
+            clock[step] = 1000 * (time.perf_counter() - since)
             return result
 
-        for _ in range(repeats):
-            regions = self.given(batch)
-            if regions is not None:
-                timed("proposals", search)
-            features = timed("network", self.network, batch, regions)
-            if regions is None:
-                regions = timed("proposals", self.propose, features, batch)
-            outputs = timed("heads", self.heads, features, regions)
-            timed("NMS", self.suppress, outputs, regions, batch)
-        return {step: float(np.median(times)) for step, times in clock.items()}
+        regions = jax.block_until_ready(self.given(batch))
+        features = timed("network", self.network, batch, regions)
+        if regions is None:
+            regions = timed("proposals", self.propose, features, batch)
+        outputs = timed("heads", self.heads, features, regions)
+        timed("NMS", self.suppress, outputs, regions, batch)
+        return clock

@@ -107,7 +107,13 @@ def config(rcnn, family, experiment, training, tmp_path_factory):
         for name in ("fast", "faster")
     }
     return family.Config(
-        training=training, timed=2, repeats=1, drawn=3, run_dir=folder / "run", **given
+        training=training,
+        timed=2,
+        repeats=1,
+        num_proposals=12,
+        drawn=3,
+        run_dir=folder / "run",
+        **given,
     )
 
 
