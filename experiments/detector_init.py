@@ -1,6 +1,7 @@
 """What a detector on a backbone starts from: a detector, or only a classifier's features."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,17 +46,19 @@ def start_from(
     comes every part that both have, and to a localizer the network below a detector's pyramid. What
     does not fit is a `UserError`.
     """
-    drawn = drawn_variables(model, options, seed)
+    draw = partial(drawn_variables, model, options, seed)
     if Path(init).is_dir():
         _, given, meta = load_checkpoint(init)
         mean, std = meta.get("mean", 0.0), meta.get("std", 1.0)
         inside = given["params"].get("backbone", {})
         if "body" in inside and model == "localizer":
             body = {kind: given[kind]["backbone"]["body"] for kind in ("params", "batch_stats")}
-            return Start(put_backbone(drawn, body), mean, std)
+            return Start(put_backbone(draw(), body), mean, std)
         if inside:
-            return Start(shared(drawn, given, init), mean, std)
-        return Start(put_backbone(drawn, given), mean, std)
+            blank = jax.ShapeDtypeStruct(INPUT_SHAPE, np.float32)
+            wanted = jax.eval_shape(get_model(model, **options).init, jax.random.key(0), blank)
+            return Start(shared(wanted, given, init, draw), mean, std)
+        return Start(put_backbone(draw(), given), mean, std)
     if is_detector(init, model):
         given = load_weights(model, init, seed=seed, **options)
         published = find_weights(model, next(iter(CATALOG[model]))) if model in CATALOG else None
@@ -66,7 +69,7 @@ def start_from(
     classifier = load_weights(backbone, init, num_classes=0, **body)
     published = init if init in CATALOG.get(backbone, {}) else "DEFAULT"
     normal = find_weights(backbone, published).preprocessing
-    return Start(put_backbone(drawn, classifier), normal.mean, normal.std)
+    return Start(put_backbone(draw(), classifier), normal.mean, normal.std)
 
 
 def options_of_run(init: str | None, model: str) -> dict[str, Any] | None:
@@ -90,29 +93,33 @@ def body_of(name: str, variables: Variables) -> str:
     return body.removesuffix("_320")
 
 
-def shared(drawn: Variables, given: Variables, origin: str) -> dict[str, Any]:
-    """Returns `drawn` with the parts that `given` has too: backbone, proposals, heads.
+def shared(
+    wanted: Variables, given: Variables, origin: str, draw: Callable[[], Variables]
+) -> dict[str, Any]:
+    """Returns variables of the shapes `wanted`: from `given` the parts that it has too.
 
-    A layer whose shape is another, as that of the classes is for other classes, stays as drawn,
-    which is printed; a backbone that does not fit is a `UserError`.
+    A layer whose shape is another, as that of the classes is for other classes, is as `draw` makes
+    it, which is printed; a backbone that does not fit is a `UserError`.
     """
     old = dict(jax.tree_util.tree_flatten_with_path(dict(given))[0])
-    leaves, tree = jax.tree_util.tree_flatten_with_path(dict(drawn))
-    kept, fresh = [], []
-    for path, leaf in leaves:
-        fits = path in old and np.shape(old[path]) == np.shape(leaf)
-        kept.append(old[path] if fits else leaf)
-        if not fits:
-            fresh.append("/".join(key.key for key in path))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(dict(wanted))
+    fits = [path in old and np.shape(old[path]) == leaf.shape for path, leaf in leaves]
+    if all(fits):  # so that none are drawn, which takes seconds
+        return jax.tree.unflatten(tree, [old[path] for path, _ in leaves])
+    names = ("/".join(key.key for key in path) for path, _ in leaves)
+    fresh = [name for name, fit in zip(names, fits, strict=True) if not fit]
     wrong = [name for name in fresh if name.split("/")[1] == "backbone"]
     if wrong:
         raise UserError(
             f"{origin}: expected a detector with the same backbone, got another "
             f"{', '.join(wrong[:SHOWN])}: give its --backbone, --width, --stem and --fpn-features"
         )
-    if fresh:
-        more = f" and {len(fresh) - SHOWN} more" if len(fresh) > SHOWN else ""
-        print(f"fresh, because {origin} has none that fits: {', '.join(fresh[:SHOWN])}{more}")
+    more = f" and {len(fresh) - SHOWN} more" if len(fresh) > SHOWN else ""
+    print(f"fresh, because {origin} has none that fits: {', '.join(fresh[:SHOWN])}{more}")
+    drawn = jax.tree.leaves(dict(draw()))
+    kept = [
+        old[path] if fit else new for (path, _), fit, new in zip(leaves, fits, drawn, strict=True)
+    ]
     return jax.tree.unflatten(tree, kept)
 
 

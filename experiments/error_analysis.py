@@ -50,7 +50,10 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     configs = [read_config(run) for run in config.runs]
     names = names_of(config, configs)
     data = data_of(configs[0], config)
-    test = load_splits(data)["test"]
+    # Where pictures with masks, or with keypoints, are others, these two are tested on those.
+    model = str(configs[0].get("model", ""))
+    masks, keypoints = (model.startswith(kind) for kind in ("maskrcnn_", "keypointrcnn_"))
+    test = load_splits(data, masks=masks, keypoints=keypoints)["test"]
     found = {
         name: read_predictions(run, test) for name, run in zip(names, config.runs, strict=True)
     }

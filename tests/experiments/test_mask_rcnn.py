@@ -6,9 +6,9 @@ import runpy
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn_variables
 
 from jaxvision import cli
 from jaxvision.data import detection_recipes
@@ -21,6 +21,7 @@ from jaxvision.report import read_records
 from jaxvision.train import create_state
 from jaxvision.train.checkpoint import CheckpointStore, load_checkpoint
 from jaxvision.train.optim import sgd
+from jaxvision.train.run import Run
 
 FILES = runpy.run_path(str(Path(__file__).parents[1] / "data" / "detection_files.py"))
 OPTIONS = {
@@ -43,16 +44,7 @@ def mask_rcnn(experiment):
 def faster_run(tmp_path_factory):
     """The folder of a run of a Faster R-CNN for garments, as if it had been trained."""
     name, options = "fasterrcnn_resnet18_fpn", {**OPTIONS, "num_classes": 11}
-    shapes = jax.eval_shape(
-        get_model(name, **options).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
-    )
-    rng = np.random.default_rng(0)
-    variables = {
-        "params": jax.tree.map(
-            lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes["params"]
-        ),
-        "batch_stats": jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes["batch_stats"]),
-    }
+    variables = drawn_variables(get_model(name, **options), (64, 64, 3))
     meta = {"model": name, "options": options, "input_shape": (128, 128, 3), "task": "detection"}
     meta |= {"mean": 0.5, "std": 0.25, "class_names": [str(k) for k in range(10)]}
     folder = tmp_path_factory.mktemp("faster") / "run"
@@ -166,6 +158,24 @@ def test_masks_are_read_where_they_are_an_option(experiment, mask_rcnn, tmp_path
         for split in load_splits(config, masks=True).values():
             masks = split.example(0, masks=True)["masks"]
             assert masks.any()
+
+
+@pytest.mark.slow
+def test_errors_are_counted_in_the_pictures_that_have_masks(experiment, mask_rcnn, tmp_path):
+    """Of VOC's test pictures those that are annotated for segmentation."""
+    detection, analysis = experiment("detection"), experiment("error_analysis")
+    place = FILES["make_voc"](tmp_path / "VOCdevkit" / "VOC2007")
+    config = mask_rcnn.Config(data="voc2007", source=place, run_dir=tmp_path / "run")
+    load_splits = experiment("detection_data").load_splits
+    test = load_splits(config, masks=True)["test"]
+    assert len(test) < len(load_splits(config)["test"])
+    with Run("mask_rcnn", mask_rcnn.settled(config), run_dir=config.run_dir) as run:
+        run.write_config()
+    nothing = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, int)}
+    found = [nothing] * len(test)
+    detection.save_predictions(config.run_dir / "predictions.npz", found, test)
+    (shares,) = analysis.main(analysis.Config((config.run_dir,))).values()
+    assert shares["missed"] == 1
 
 
 def test_pictures_without_an_object_to_measure_by_are_refused(mask_rcnn, tmp_path):
