@@ -13,6 +13,8 @@ PARITY_PYTHON ?= $(shell sh .ci/find-python 3.11 3.12 3.13)
 VENV ?= .venv
 PARITY_VENV ?= .venv-parity
 DEMO_RUN ?= runs/demo
+# Python compiles what it imports; all that pip installs would take as long as installing it.
+PIP = pip install --quiet --no-compile
 PYTEST = -m pytest -n $(shell nproc 2>/dev/null || echo 2) --dist worksteal
 
 .PHONY: help install demo test check lint suite parity parity-all format clean
@@ -23,13 +25,13 @@ help:
 $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one or give PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	$(VENV)/bin/python -m $(PIP) --editable '.[dev]'
 	@touch $@
 
 $(PARITY_VENV)/installed: pyproject.toml
 	$(PARITY_PYTHON) -m venv $(PARITY_VENV)
-	$(PARITY_VENV)/bin/python -m pip install --quiet --editable '.[dev,parity]'
-	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps torchvision==0.28.0 yolox-datamint==0.3.1
+	$(PARITY_VENV)/bin/python -m $(PIP) --editable '.[dev,parity]'
+	$(PARITY_VENV)/bin/python -m $(PIP) --no-deps torchvision==0.28.0 yolox-datamint==0.3.1
 	@touch $@
 
 install: $(VENV)/installed

@@ -1,5 +1,6 @@
 """The first variables of a network, drawn by a program that compiles quickly."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,10 @@ def init_variables(model: nn.Module, key: PRNGKeyArray, input_shape: Sequence[in
 
 
 def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` for what runs once: on the CPU it is optimised less, and compiled sooner."""
-    quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=quick)
+    """`jax.jit` for what runs once: on the CPU it is optimised less, and compiled sooner.
+
+    A level that the environment's XLA_FLAGS ask for stands.
+    """
+    level = "xla_backend_optimization_level"
+    chosen = jax.default_backend() != "cpu" or level in os.environ.get("XLA_FLAGS", "")
+    return jax.jit(function, compiler_options=None if chosen else {level: 1})

@@ -53,7 +53,7 @@ def test_a_run_leaves_its_files_and_goes_on(localization, config, capsys):
     model, variables, meta = load_checkpoint(config.run_dir)
     options = {"stem": "imagenet", "width": 4, "stage_sizes": [1, 1]}
     assert meta["options"]["backbone_options"] == options
-    outputs = model.apply(variables, jnp.zeros((2, 128, 128, 3)))
+    outputs = jax.eval_shape(model.apply, variables, jnp.zeros((2, 128, 128, 3)))
     assert outputs["box_deltas"].shape == (2, 4)
     assert set(whole) >= {"accuracy", "iou", "localization_error", "ms_per_step"}
     # The command line gives the experiment's figures, from the scenes as they were drawn.

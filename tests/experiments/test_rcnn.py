@@ -35,8 +35,8 @@ def config(rcnn, data_dir, tmp_path_factory):
     return rcnn.Config(
         size=64,
         num_train=8,
-        num_val=2,
-        num_test=3,
+        num_val=16,
+        num_test=16,
         epochs=2,
         batch_size=4,
         width=8,
@@ -85,7 +85,7 @@ def test_a_run_leaves_its_files_and_every_term(kind, config, fast_config, faster
         assert any(f"train/{term}" in r for r in records)
     assert "mAP@0.5" in (run / "report.html").read_text()
     with np.load(run / "predictions.npz") as file:
-        assert file["counts"].shape == (3,)
+        assert file["counts"].shape == (16,)
     model, _, meta = load_checkpoint(run)
     assert type(model).__name__ == {"faster": "FasterRCNN", "fast": "FastRCNN"}[kind]
     expected = {"mode": "single", "count": 40} if kind == "fast" else None

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn_variables
 
 from jaxvision import cli
 from jaxvision.errors import UserError
@@ -69,13 +70,7 @@ def drawn_run(rcnn, config, save_predictions):
     splits = rcnn.load_splits(config)
     pictures = rcnn.Pictures(config, config, with_proposals=config.model == "fast")
     name, options = rcnn.network_of(config, len(splits["train"].class_names))
-    model, rng = get_model(name, **options), np.random.default_rng(0)
-    blank = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), blank)  # drawing would compile
-    params, statistics = (
-        jax.tree.map(lambda x, low=low: jnp.asarray(rng.uniform(low, 0.2, x.shape), x.dtype), part)
-        for part, low in ((shapes["params"], -0.2), (shapes["batch_stats"], 0.1))
-    )
+    variables = jax.tree.map(jnp.asarray, drawn_variables(get_model(name, **options), (64, 64, 3)))
     meta = {
         "model": name,
         "options": options,
@@ -89,7 +84,9 @@ def drawn_run(rcnn, config, save_predictions):
     folder, test = config.run_dir, splits["test"]
     with Run("rcnn", config, run_dir=folder) as run, CheckpointStore(folder) as store:
         run.write_config(train_pictures=len(splits["train"]))
-        store.save(TrainState(jnp.int32(1), params, statistics, ()), meta=meta)
+        store.save(
+            TrainState(jnp.int32(1), variables["params"], variables["batch_stats"], ()), meta=meta
+        )
         nothing = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, int)}
         save_predictions(folder / "predictions.npz", [nothing] * len(test), test)
     return folder

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn_variables
 
 from jaxvision.cli import main
 from jaxvision.data.arrays import ArrayDataset
@@ -74,7 +75,7 @@ def test_several_ways_and_the_table_and_nothing_is_done_twice(segmentation, conf
 def test_torchvisions_networks_start_from_converted_weights(segmentation, config, tmp_path, capsys):
     file = tmp_path / "fcn.pth"
     model = get_model("fcn_resnet50", num_classes=21, width=8)
-    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+    variables = drawn_variables(model, (32, 32, 3))
     write_torch(file, to_torch("fcn_resnet50", variables, num_classes=21, width=8))
     config = dataclasses.replace(
         config, upsampling="fcn_resnet50", weights=str(file), torchvision_width=8
@@ -82,7 +83,7 @@ def test_torchvisions_networks_start_from_converted_weights(segmentation, config
     training = segmentation.make_training(config, segmentation.load_scenes(config))
     assert "fresh head for 11 classes" in capsys.readouterr().out
     model = get_model(training.model, **training.options)
-    outputs = model.apply(jax.device_put(training.initial), jnp.zeros((1, 64, 64, 3)))
+    outputs = jax.eval_shape(model.apply, training.initial, jnp.zeros((1, 64, 64, 3)))
     assert outputs["out"].shape == (1, 64, 64, 11)
     kept = training.initial["params"]["backbone"]["layer4"]["2"]["conv3"]["kernel"]
     np.testing.assert_array_equal(
@@ -100,7 +101,7 @@ def test_one_network_leaves_a_checkpoint_that_predicts(segmentation, config, cap
     assert model.upsampling == "transposed"
     assert meta["class_names"][0] == "background"
     assert meta["input_shape"] == [128, 128, 3]
-    logits = model.apply(variables, jnp.zeros((1, 128, 128, 3)))["out"]
+    logits = jax.eval_shape(model.apply, variables, jnp.zeros((1, 128, 128, 3)))["out"]
     assert logits.shape == (1, 128, 128, 11)
     assert 0 <= result["mean_iou"] <= 1
     capsys.readouterr()

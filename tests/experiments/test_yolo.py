@@ -34,8 +34,8 @@ def config(yolo, data_dir, tmp_path_factory):
     return yolo.Config(
         size=64,
         num_train=24,
-        num_val=6,
-        num_test=10,
+        num_val=16,
+        num_test=16,
         epochs=2,
         batch_size=8,
         garments="embedded",
@@ -83,7 +83,7 @@ def test_evaluate_and_predict_take_the_run(config, result, capsys, tmp_path):
     cli.main(["evaluate", str(config.run_dir), *flags])
     printed = capsys.readouterr().out
     assert f"VOC12 mAP@0.5 {result['mAP50']:.4f}" in printed
-    assert f"COCO AP {result['coco_ap']:.4f} of 10 pictures" in printed
+    assert f"COCO AP {result['coco_ap']:.4f} of 16 pictures" in printed
     picture = tmp_path / "one.png"
     cv2.imwrite(str(picture), np.zeros((90, 120, 3), np.uint8))
     flags = ["--threshold", "0.001", "--json", str(tmp_path / "found.json")]

@@ -207,7 +207,8 @@ def test_the_task_adds_its_losses(kind):
     loss, (_, metrics) = loss_fn(
         variables["params"], variables["batch_stats"], batch, KEY, train=False
     )
-    outputs = model.apply(variables, jnp.asarray((batch["image"] / 255 - 0.4) / 0.2, jnp.float32))
+    images = np.float32((batch["image"] / 255 - 0.4) / 0.2)
+    outputs = jax.jit(model.apply)(variables, images)
     labels, valid = jnp.asarray(batch["labels"][:, 0]), jnp.asarray(batch["valid"])
     boxes, deltas = jnp.asarray(batch["boxes"][:, 0]), outputs["box_deltas"]
     class_loss = cross_entropy(outputs["logits"], labels, valid)

@@ -142,7 +142,7 @@ def scene_batch(poison=0.0):
 @pytest.fixture(scope="module")
 def finetuning():
     model = MeanColour()
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     loss_fn = region_classification_loss(model, crop_size=8, padding=0, num_regions=8)
     step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=4)
     return params, lambda batch, key=0: step(params, {}, batch, jax.random.key(key), True)

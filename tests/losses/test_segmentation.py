@@ -106,7 +106,7 @@ def test_the_auxiliary_loss_is_weighted_and_the_metrics_are_of_the_output():
     params, stats = variables["params"], variables["batch_stats"]
     loss, (kept, metrics) = loss_fn(params, stats, batch, KEY, train=False)
     images = jnp.asarray((batch["image"] / 255 - 0.3) / 0.4, jnp.float32)
-    outputs = model.apply(variables, images)
+    outputs = jax.jit(model.apply)(variables, images)
     labels, valid = jnp.asarray(batch["label"]), jnp.asarray(batch["valid"])
     out, aux = (pixel_cross_entropy(outputs[name], labels, valid) for name in ("out", "aux"))
     np.testing.assert_allclose(loss, out + 0.25 * aux, rtol=1e-5)

@@ -68,10 +68,10 @@ def test_heads_look_where_the_cell_logits_say():
     x = pictures(1, 4, 5)
     # The coarse map's cell (0, 1) is the fine one's rows 0 and 1, columns 2 (and 3, for 5 // 3).
     x = x.at[..., 0].set(0.0).at[0, 0, 2, 0].set(100.0)
-    params = model.init(jax.random.key(0), x)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     kernel = params["cells1"]["kernel"].at[0, 0, 0, 0].set(10.0)
     params = {**params, "cells1": {"kernel": kernel}}
-    outputs = model.apply({"params": params}, x)
+    outputs = jax.jit(model.apply)({"params": params}, x)
     rows, columns = np.arange(4) * 2 // 4 == 0, np.arange(5) * 3 // 5 == 1
     there = np.outer(rows, columns)
     np.testing.assert_array_equal(outputs["cell_logits"][0] > 500, there)

@@ -177,7 +177,7 @@ def test_a_localizer_gives_its_box_in_own_pixels(tmp_path):
     backbone_options = {"stem": "small", "width": 4, "stage_sizes": (1,)}
     options = {"num_classes": 2, "backbone": "resnet18", "backbone_options": backbone_options}
     model = get_model("localizer", **options)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     meta = {"model": "localizer", "options": options, "input_shape": (16, 16, 3)}
     meta |= {"task": "localization", "class_names": ["a", "b"], "mean": 0.5, "std": 0.25}
     with CheckpointStore(tmp_path / "run") as store:

@@ -179,7 +179,7 @@ class Dropped(nn.Module):
 def test_dropout_of_a_parent_that_is_trained_stays_on(batch):
     model = Dropped()
     images = jnp.asarray(batch["image"], jnp.float32)
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     tx = freeze(sgd(0.0), variables["params"], "fc/**")
     step = make_train_step(classification_loss(model), tx)
     state = create_state(variables, tx)
