@@ -118,7 +118,7 @@ def test_fast_rcnn_predicts_new_pictures_with_proposals_of_its_own(
 
 
 # -------------------------------------------------------------------------------- first weights
-def test_weights_that_training_starts_from(rcnn, config, faster, tmp_path):
+def test_weights_that_training_starts_from(rcnn, experiment, config, faster, monkeypatch, tmp_path):
     model, options = rcnn.network_of(config, 10)
     drawn = rcnn.first_weights(config, model, options)
     assert (drawn.mean, drawn.std) == (0.5, 0.25)
@@ -135,7 +135,9 @@ def test_weights_that_training_starts_from(rcnn, config, faster, tmp_path):
 
     _, trained, _ = load_checkpoint(config.run_dir)
     init = dataclasses.replace(config, init=str(config.run_dir))
-    start = rcnn.first_weights(init, *rcnn.network_of(init, 10))
+    with monkeypatch.context() as nothing_is_drawn:
+        nothing_is_drawn.setattr(experiment("detector_init"), "drawn_variables", pytest.fail)
+        start = rcnn.first_weights(init, *rcnn.network_of(init, 10))
     jax.tree.map(np.testing.assert_array_equal, start.variables, trained)
     fewer = rcnn.first_weights(init, *rcnn.network_of(init, 3)).variables["params"]
     kernel = fewer["roi_heads"]["box_predictor"]["cls_score"]["kernel"]
