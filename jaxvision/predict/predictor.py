@@ -33,7 +33,8 @@ class Predictor:
     or a `Segmentation`. Of detections those of at least `score_threshold` come back, at most
     `max_detections`; of two of a class that overlap by an IoU above `iou_threshold`, the better.
     What is not given is the detector's own, mostly torchvision's: see `selection_of`. With `flip` a
-    detector looks at each picture's mirror image too.
+    detector looks at each picture's mirror image too. Boxes beside the picture, which have no area
+    in it, are left out; torchvision's one-stage detectors keep them.
 
     >>> predictor = Predictor.from_checkpoint("runs/demo")  # doctest: +SKIP
     >>> predictor("shirt.png").name  # doctest: +SKIP

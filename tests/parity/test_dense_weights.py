@@ -156,6 +156,9 @@ def test_by_its_name_it_is_fetched_and_predicts_as_torchvision_does(
     ours = predictor(image)
     with torch.no_grad():
         (found,) = theirs(to_chw([image.astype(np.float32) / 255]))
+    # A box that lies outside, and so has no area, is none to the predictor; torchvision keeps some.
+    inside = (found["boxes"][:, 2:] > found["boxes"][:, :2]).all(dim=1)
+    found = {key: value[inside] for key, value in found.items()}
     assert len(ours) == len(found["boxes"]) > 20
     same_detections(
         (ours.labels + 1, ours.scores, ours.boxes),

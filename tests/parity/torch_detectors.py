@@ -152,6 +152,13 @@ def spread(model, layer, std, pictures):
         layer.weight *= std / outputs.std()
 
 
+def centre(model, layer, pictures):
+    """Makes all classes as likely on average: of two, random weights may never find the second."""
+    with recorded({"logits": layer}) as record, torch.no_grad():
+        model(pictures)
+        layer.bias -= torch.cat(record["logits"]).mean(dim=0)
+
+
 @contextlib.contextmanager
 def recorded(modules):
     """Within this context, what each module returned, call by call."""

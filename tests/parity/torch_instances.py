@@ -11,6 +11,7 @@ from .torch_detectors import (
     FrozenBatchNorm2d,
     anchors,
     by_name,
+    centre,
     detection,
     distinct,
     slim_resnet18,
@@ -104,6 +105,7 @@ def torch_instances(case, pictures, **settings):
     if heads.has_mask():
         spread(model, heads.mask_predictor.mask_fcn_logits, 2.0, pictures)
     else:
+        centre(model, heads.box_predictor.cls_score, pictures)
         spread(model, heads.keypoint_predictor.kps_score_lowres, 3.0, pictures)
     return model
 
