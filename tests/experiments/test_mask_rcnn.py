@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from drawn import drawn_variables
+from random_variables import random_variables
 
 from jaxvision import cli
 from jaxvision.data import detection_recipes
@@ -44,7 +44,7 @@ def mask_rcnn(experiment):
 def faster_run(tmp_path_factory):
     """The folder of a run of a Faster R-CNN for garments, as if it had been trained."""
     name, options = "fasterrcnn_resnet18_fpn", {**OPTIONS, "num_classes": 11}
-    variables = drawn_variables(get_model(name, **options), (64, 64, 3))
+    variables = random_variables(get_model(name, **options), (64, 64, 3))
     meta = {"model": name, "options": options, "input_shape": (128, 128, 3), "task": "detection"}
     meta |= {"mean": 0.5, "std": 0.25, "class_names": [str(k) for k in range(10)]}
     folder = tmp_path_factory.mktemp("faster") / "run"

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from drawn import drawn_variables
+from random_variables import random_variables
 
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
@@ -24,7 +24,7 @@ def files(tmp_path_factory):
             image = rng.integers(0, 256, (30 + 10 * i, 40, 3), dtype=np.uint8)
             assert cv2.imwrite(str(root / "val" / name / f"{i}.png"), image)
     model = get_model("resnet18", num_classes=7)
-    variables = drawn_variables(model, (32, 32, 3))
+    variables = random_variables(model, (32, 32, 3))
     write_torch(root / "seven.pth", to_torch("resnet18", variables, num_classes=7))
     return root
 

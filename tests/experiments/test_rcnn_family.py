@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn import drawn_variables
+from random_variables import random_variables
 
 from jaxvision import cli
 from jaxvision.errors import UserError
@@ -70,7 +70,7 @@ def drawn_run(rcnn, config, save_predictions):
     splits = rcnn.load_splits(config)
     pictures = rcnn.Pictures(config, config, with_proposals=config.model == "fast")
     name, options = rcnn.network_of(config, len(splits["train"].class_names))
-    variables = jax.tree.map(jnp.asarray, drawn_variables(get_model(name, **options), (64, 64, 3)))
+    variables = jax.tree.map(jnp.asarray, random_variables(get_model(name, **options), (64, 64, 3)))
     meta = {
         "model": name,
         "options": options,
@@ -131,6 +131,7 @@ def test_the_family_has_its_tables_and_what_every_step_sees(config, result):
     own = json.loads((config.run_dir / "rcnn" / "result.json").read_text())
     assert result["accuracy"]["rcnn"]["mAP50"] == pytest.approx(own["mAP50"], nan_ok=True)
     page = (config.run_dir / "report.html").read_text()
+    assert "look at the first 12 boxes" in page  # and not at as many as R-CNN was trained with
     headings = ("Time a picture", "Accuracy", "Proposals", "Objectness by anchor")
     headings += ("Features of regions", "Boxes before and after regression")
     assert all(f"<h2>{heading}</h2>" in page for heading in headings)

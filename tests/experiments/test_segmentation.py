@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn import drawn_variables
+from random_variables import random_variables
 
 from jaxvision.cli import main
 from jaxvision.data.arrays import ArrayDataset
@@ -75,7 +75,7 @@ def test_several_ways_and_the_table_and_nothing_is_done_twice(segmentation, conf
 def test_torchvisions_networks_start_from_converted_weights(segmentation, config, tmp_path, capsys):
     file = tmp_path / "fcn.pth"
     model = get_model("fcn_resnet50", num_classes=21, width=8)
-    variables = drawn_variables(model, (32, 32, 3))
+    variables = random_variables(model, (32, 32, 3))
     write_torch(file, to_torch("fcn_resnet50", variables, num_classes=21, width=8))
     config = dataclasses.replace(
         config, upsampling="fcn_resnet50", weights=str(file), torchvision_width=8

@@ -8,7 +8,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from drawn import drawn_variables
+from random_variables import random_variables
 
 from jaxvision.data import load_splits
 from jaxvision.errors import UserError
@@ -43,7 +43,7 @@ def pictures(tmp_path_factory):
 def weights(tmp_path_factory):
     """A .pth of a network for seven classes."""
     model = get_model("resnet18", num_classes=7, **OPTIONS)
-    variables = drawn_variables(model, (16, 16, 3))
+    variables = random_variables(model, (16, 16, 3))
     path = tmp_path_factory.mktemp("weights") / "seven.pth"
     write_torch(path, to_torch("resnet18", variables, num_classes=7, **OPTIONS))
     return path
@@ -149,7 +149,7 @@ def test_none_shows_the_network_as_it_is(experiment, config, pictures, weights, 
         transfer.main(with_changes(config, strategy="none"))
     path = weights.with_name("thousand.pth")
     model = get_model("resnet18", **OPTIONS)
-    variables = drawn_variables(model, (16, 16, 3))
+    variables = random_variables(model, (16, 16, 3))
     write_torch(path, to_torch("resnet18", variables, **OPTIONS))
     config = with_changes(config, strategy="none", init=str(path))
     capsys.readouterr()

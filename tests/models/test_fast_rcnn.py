@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn import drawn_variables
+from random_variables import random_variables
 
 from jaxvision.models import get_model
 from jaxvision.models.fast_rcnn import FastRCNN, truncate_svd
@@ -24,7 +24,7 @@ def pictures(seed: int = 0, b: int = 2):
 
 def drawn(name: str, **options):
     model = get_model(name, **options)
-    return model, drawn_variables(model, (64, 64, 3))
+    return model, random_variables(model, (64, 64, 3))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 
-def drawn_variables(model, input_shape, seed=0):
+def random_variables(model, input_shape, seed=0):
     """Returns variables for pictures [h, w, c] with non-trivial statistics, in NumPy's arrays.
 
     Drawing them with `model.init` would compile a program of many seconds.
