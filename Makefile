@@ -17,7 +17,10 @@ DEMO_RUN ?= runs/demo
 PIP = pip install --quiet --no-compile
 PYTEST = -m pytest -n $(shell nproc 2>/dev/null || echo 2) --dist worksteal
 
-.PHONY: help install demo test check lint suite parity parity-all format clean
+# The tests start a hundred Pythons. Where none keeps what it compiles, each compiles JAX anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help install installs demo test check lint suite parity parity-all format clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -4
@@ -42,7 +45,11 @@ demo: install
 	$(VENV)/bin/python -m jaxvision predict $(DEMO_RUN) $(DEMO_RUN)/samples
 	@echo "open $(DEMO_RUN)/report.html in a browser to see the curves and the mistakes"
 
-test: lint suite parity
+test: installs lint suite parity
+
+# At once: each waits for the network and for the disk.
+installs:
+	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/installed $(PARITY_VENV)/installed
 
 check: lint suite
 

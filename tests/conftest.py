@@ -55,10 +55,11 @@ def on_eight_devices():
     """Runs a test file as a script on eight simulated devices, and returns the JSON it prints."""
 
     def run(file):
+        flags = os.environ.get("XLA_FLAGS", "")
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8",
             "JAX_NUMPY_RANK_PROMOTION": "raise",
             # XLA runs all simulated devices in one pool, of as many threads as there are cores or
             # devices. One that waits in an all-reduce keeps its thread, and may do so in several at

@@ -27,7 +27,7 @@ def batches(dtype):
     for _ in range(STEPS):
         label = rng.integers(0, CLASSES, 8).astype(np.int32)
         # Noise around a colour for each class: there is something to learn.
-        image = rng.normal(20 * label[:, None, None, None] + 30, 40, (8, 64, 64, 3))
+        image = rng.normal(20 * label[:, None, None, None] + 30, 40, (8, 32, 32, 3))
         yield {"image": (image.clip(0, 255).round() / 255).astype(dtype), "label": label}
 
 
