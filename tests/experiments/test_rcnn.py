@@ -208,6 +208,8 @@ def test_voc2007_keeps_the_shapes_of_its_pictures(rcnn, config, tmp_path, capsys
         longest=96,
         batch_size=2,
         epochs=1,
+        optimizer="sgd",
+        ema_decay=None,
         num_train=None,
         num_val=1,
         num_test=None,
