@@ -35,7 +35,7 @@ CASES = [  # (h, w), kernel, stride, padding, groups, channels
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 def slow_conv2d(x, kernel, stride, padding, groups):
@@ -145,8 +145,11 @@ def test_the_forms_for_the_cpu_equal_xlas_own_and_its_gradients(
     )
 
     def run():
-        y, vjp = jax.vjp(lambda x, k: conv2d(x, k, stride, (kernel // 2,) * 2, groups), x, weights)
-        return y, *vjp(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+        def results(*pair):
+            y, vjp = jax.vjp(lambda x, k: conv2d(x, k, stride, (kernel // 2,) * 2, groups), *pair)
+            return y, *vjp(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+        return jax.jit(results)(x, weights)
 
     got = run()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -281,14 +284,19 @@ def test_conv_transpose2d_is_the_gradient_of_conv2d(
     out = [conv_transpose_output_size(*axis) for axis in axes]
     x, weights = normal(0, 2, *size, 4), normal(1, *kernel, 6 // groups, 4)
 
-    def convolve(y):
-        return conv2d(y, weights, stride, padding, groups, dilation)
+    @jax.jit
+    def both(x, weights):
+        def convolve(y):
+            return conv2d(y, weights, stride, padding, groups, dilation)
 
-    _, vjp = jax.vjp(convolve, jnp.zeros((2, *out, 6)))
-    got = conv_transpose2d(x, weights, stride, padding, extra, groups, dilation)
-    np.testing.assert_allclose(got, vjp(x)[0], rtol=1e-5, atol=1e-5)
-    halves = conv_transpose2d(
-        *(v.astype(jnp.bfloat16) for v in (x, weights)), stride, padding, extra, groups, dilation
+        _, vjp = jax.vjp(convolve, jnp.zeros((2, *out, 6)))
+        got = conv_transpose2d(x, weights, stride, padding, extra, groups, dilation)
+        return got, vjp(x)[0]
+
+    np.testing.assert_allclose(*both(x, weights), rtol=1e-5, atol=1e-5)
+    halves = jax.eval_shape(
+        lambda *pair: conv_transpose2d(*pair, stride, padding, extra, groups, dilation),
+        *(jax.ShapeDtypeStruct(v.shape, jnp.bfloat16) for v in (x, weights)),
     )
     assert halves.dtype == jnp.bfloat16
 
