@@ -123,8 +123,22 @@ def shared(
     return jax.tree.unflatten(tree, kept)
 
 
+def check_anchor_sizes(model: str, options: Mapping[str, Any]) -> None:
+    """Refuses other than one of --anchor-sizes for each map of a pyramid, or one more, for the pool
+    of the last."""
+    network = get_model(model, **options)
+    backbone, sizes = network.backbone, network.rpn.anchor_sizes
+    count = len(backbone.stages)
+    if len(sizes) != count + backbone.fpn.last_level_max_pool:
+        listed = " ".join("/".join(map(str, level)) for level in sizes)
+        raise UserError(
+            f"expected {count} or {count + 1} --anchor-sizes, one for each map of {model}, got "
+            f"{len(sizes)}: {listed}"
+        )
+
+
 def is_detector(init: str, model: str) -> bool:
     """Whether a file, or a published name, holds a whole detector and not a classifier."""
-    if not Path(init).exists():
+    if not Path(init).is_file():
         return init in CATALOG.get(model, {})
     return any(name.startswith(("roi_heads.", "head.")) for name in read_torch(init))

@@ -33,7 +33,7 @@ import flax.linen as nn
 import tyro
 from detection import Found, Thresholds, evaluation_of, mean_precisions, train_and_report
 from detection_data import load_splits, similar_classes
-from detector_init import Start, drawn_variables, start_from
+from detector_init import Start, check_anchor_sizes, drawn_variables, start_from
 from rcnn import MEAN, SMALL, SMALL_ANCHORS, STD
 from rcnn_data import Pictures, SizeFlags, check_sizes
 from training import Training, falling_rate
@@ -49,7 +49,7 @@ from jaxvision.train.checkpoint import load_checkpoint
 from jaxvision.train.optim import freeze, step_lr, warmup
 from jaxvision.train.run import Run, enable_compilation_cache
 from jaxvision.types import LossFn
-from jaxvision.weights.catalog import options_needed
+from jaxvision.weights.catalog import CATALOG, options_needed
 
 Model = Literal[
     "maskrcnn_resnet18_fpn",
@@ -90,6 +90,7 @@ TUTORIAL: dict[str, Any] = {
 """What is meant where a flag is not given: for garment_scenes, and for everything else."""
 SLIM_KEYPOINTS = {"head_depth": 4, "head_features": 64}
 """The keypoints' branch for garment_scenes."""
+KEYPOINT_OPTIONS = (*SLIM_KEYPOINTS, "num_keypoints")
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,18 @@ class Config(RunFlags, Thresholds, SizeFlags):
     colors: float | None = None
     """How much hue, saturation and value change: by default 1 for garment_scenes, else 0."""
     model: Model | None = None
-    """By default maskrcnn_resnet18_fpn for garment_scenes and maskrcnn_resnet50_fpn otherwise; on
-    the backbone of the run in --init."""
+    """By default maskrcnn_resnet18_fpn for garment_scenes and maskrcnn_resnet50_fpn otherwise; of a
+    run in --init, the Mask R-CNN or Keypoint R-CNN on its backbone, which no other starts from."""
     init: str | None = None
     """First weights: the folder of a Faster R-CNN's or Mask R-CNN's run, a file, or the name of
-    published ones. By default none for garment_scenes and COCO_V1 otherwise; "none" for none."""
+    published ones. By default none for garment_scenes, and otherwise COCO_V1, or IMAGENET1K_V1 for
+    the backbone of a model that has no such weights; "none" for none."""
     fpn_features: int | None = None
-    """The pyramid's and the mask branch's channels, by default 64 for garment_scenes, else 256."""
+    """The pyramid's and the mask branch's channels: by default those of the run in --init, 64 for
+    garment_scenes without first weights, and 256 otherwise."""
     anchor_sizes: tuple[int, ...] | None = None
-    """In pixels, one for each level; by default 16 32 64 96 for garment_scenes."""
+    """In pixels, one for each level: by default those of the run in --init, 16 32 64 96 for
+    garment_scenes without first weights, and 32 64 128 256 512 otherwise."""
     num_anchors: int = 256
     """Anchors of a picture that the loss looks at."""
     num_rois: int | None = None
@@ -166,9 +170,17 @@ def settled(config: Config) -> Config:
     """Returns the config with what its data set means by every flag that was not given."""
     defaults = dict(GARMENTS if config.data == "garment_scenes" else TUTORIAL)
     if config.init is not None and Path(config.init).is_dir():
-        defaults["model"] = _model_of_run(config.init, config.model)
+        fitting = defaults["model"] = _model_of_run(config.init, config.model)
+        if config.model not in (None, fitting):
+            raise UserError(
+                f"--model {config.model} is on another backbone than the run {config.init}: "
+                f"expected {fitting}, or no --model"
+            )
     if config.init == "none":
         defaults["trainable_layers"] = len(STAGES)
+    model = config.model or defaults["model"]
+    if "init" in defaults and defaults["init"] not in CATALOG.get(model, {}):
+        defaults["init"] = "IMAGENET1K_V1"
     missing = {name: x for name, x in defaults.items() if getattr(config, name) is None}
     return replace(config, **missing)
 
@@ -227,7 +239,9 @@ def options_of(config: Config, num_classes: int) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if config.init is not None and Path(config.init).is_dir():
         options |= load_checkpoint(config.init)[2]["options"]
-        if of_keypoints(config) and config.data == "garment_scenes":
+        if not of_keypoints(config):
+            options = {n: x for n, x in options.items() if n not in KEYPOINT_OPTIONS}
+        elif config.data == "garment_scenes":
             options = SLIM_KEYPOINTS | options
     elif config.data == "garment_scenes" and config.init in (None, "none"):
         options |= SMALL
@@ -235,6 +249,7 @@ def options_of(config: Config, num_classes: int) -> dict[str, Any]:
             options |= SLIM_KEYPOINTS
         if not config.model.endswith("_v2"):
             options |= {"anchor_sizes": (16, 32, 64, 96), **SMALL_ANCHORS}
+            options["frozen_norm"] = False  # statistics that nobody has learnt
     elif config.init == "none" and not config.model.endswith("_v2"):
         options["frozen_norm"] = False
     elif config.init is not None:
@@ -328,6 +343,8 @@ def check(config: Config) -> None:
         )
     if config.epochs < 1:
         raise UserError(f"expected at least 1 epoch, got {config.epochs}")
+    if config.anchor_sizes is not None:
+        check_anchor_sizes(config.model, options_of(config, 1))
 
 
 if __name__ == "__main__":

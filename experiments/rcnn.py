@@ -27,7 +27,7 @@ import flax.linen as nn
 import tyro
 from detection import Thresholds, evaluation_of, train_and_report
 from detection_data import load_splits, similar_classes
-from detector_init import Start, drawn_variables, start_from
+from detector_init import Start, check_anchor_sizes, drawn_variables, start_from
 from rcnn_data import PictureFlags, Pictures, check_pictures
 from rcnn_stages import StageFlags, check_stages, train_rcnn
 from training import Training, falling_rate
@@ -65,6 +65,13 @@ SMALL_ANCHORS = {
 }
 """For garment_scenes, unless a flag says otherwise: of a pyramid and its heads; of proposals."""
 FREEZABLE = ("resnet18", "resnet50", "mobilenet_v3_large")
+OF_PROPOSALS = ("anchor_sizes", "pre_nms_top_n", "post_nms_top_n")
+UNUSED = {
+    "faster": (),
+    "fast": OF_PROPOSALS,
+    "rcnn": (*OF_PROPOSALS, "num_rois", "frozen_norm", "fpn_features", "representation_size"),
+}
+"""Flags that say nothing of a model. A training of the whole family has them for the others."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,9 @@ class Config(RunFlags, OptimizerFlags, StageFlags, Thresholds, PictureFlags):
 
 def main(config: Config) -> dict[str, Any]:
     check(config)
+    unused = ", ".join(f"--{n.replace('_', '-')}" for n in _given(config, *UNUSED[config.model]))
+    if unused:
+        print(f"not used by --model {config.model}: {unused}")
     splits = load_splits(config)
     pictures = Pictures(config, config, with_proposals=config.model != "faster")
     with Run("rcnn", config, run_dir=config.run_dir, resume=config.resume) as run:
@@ -226,6 +236,8 @@ def check(config: Config) -> None:
     ]
     if given:
         raise UserError(f"{', '.join(given)}: a detector on {config.backbone} has no such option")
+    if config.model == "faster" and config.backbone != "vgg16":
+        check_anchor_sizes(*network_of(config, 1))
     if config.num_anchors < 1 or (config.num_rois is not None and config.num_rois < 1):
         raise UserError("expected --num-anchors and --num-rois of at least 1")
     if not 0 <= config.background_iou < 0.5:

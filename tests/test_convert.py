@@ -54,7 +54,7 @@ def test_all_the_way_round(pth, tensors, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, load_variables(folder, variables), variables)
 
 
-def test_the_weights_of_a_run(tmp_path):
+def test_the_weights_of_a_run(tmp_path, capsys):
     options = {"num_classes": 3, "width": 8}
     tensors = tensors_of(**options)
     variables = jax.device_put(from_torch("resnet18", tensors, **options))
@@ -64,6 +64,9 @@ def test_the_weights_of_a_run(tmp_path):
     for target in ("a.pth", "a.safetensors"):
         convert(tmp_path / "run", tmp_path / target)
         assert bits_of(read_torch(tmp_path / target)) == bits_of(tensors)
+    with pytest.raises(SystemExit):
+        convert(tmp_path / "run", tmp_path / "b.pth", "--model", "resnet50")
+    assert "error: --model is not for a run folder" in capsys.readouterr().err
     convert(tmp_path / "run", tmp_path / "weights", "--which", "0")
     jax.tree.map(
         np.testing.assert_array_equal, load_variables(tmp_path / "weights", variables), variables

@@ -101,7 +101,8 @@ def _as_tuple(value: Any) -> Any:
 def torch_options(settings: Any, training: Training) -> dict[str, Any]:
     """Returns what the PyTorch process builds its network of, and how it trains it."""
     model = get_model(training.model, **training.options)
-    options = {"width": 64, "frozen_norm": False, "fpn_features": 256, "representation_size": 1024}
+    options = {"width": 64, "fpn_features": 256, "representation_size": 1024}
+    options["frozen_norm"] = "resnet18" not in training.model
     options |= training.options
     if options.get("stem", "imagenet") != "imagenet" or training.model.endswith("_v2"):
         raise UserError("expected a ResNet with torchvision's stem and heads of the first version")

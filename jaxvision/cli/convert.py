@@ -18,7 +18,8 @@ class Convert:
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """What to write: .pth, .pt, .safetensors, or no suffix for an orbax weights folder."""
     model: str | None = None
-    """The model's name. Needed to or from orbax; otherwise the file is checked to fit it."""
+    """The model's name. Needed to or from orbax; otherwise the file is checked to fit it. A run
+    folder knows its own."""
     num_classes: int | None = None
     """The model's number of classes, where it is not the one that the file or the model has."""
     key: str | None = None
@@ -81,6 +82,9 @@ def _read_variables(command: Convert) -> tuple[str, dict, dict]:
 
     source, name = command.source, command.model
     if (source / "checkpoints").is_dir():
+        for flag in ("model", "num_classes", "key"):
+            if getattr(command, flag) is not None:
+                raise UserError(f"--{flag.replace('_', '-')} is not for a run folder: {source}")
         which = int(command.which) if command.which.isdigit() else command.which
         _, variables, meta = load_checkpoint(source, which)
         return meta["model"], meta["options"], variables

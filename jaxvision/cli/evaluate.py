@@ -64,6 +64,12 @@ def evaluate(command: Evaluate) -> None:
     """Prints tables and one line with the figures."""
     if command.count is not None and command.count < 1:
         raise UserError(f"expected --count of at least 1, got {command.count}")
+    if command.max_detections < 1:
+        raise UserError(f"expected --max-detections of at least 1, got {command.max_detections}")
+    for name in ("score_threshold", "iou_threshold"):
+        given = getattr(command, name)
+        if given is not None and not 0 <= given <= 1:
+            raise UserError(f"expected --{name.replace('_', '-')} from 0 to 1, got {given}")
     predictor = open_run(
         command.run,
         command.which,
@@ -255,6 +261,8 @@ def _scenes(
         raise UserError(
             f"the checkpoint in {command.run} does not name its data set: say --data NAME"
         )
+    if command.data in ("full", "embedded") and given != "garment_scenes":
+        raise UserError(f"--data {command.data} is of garments, and the run's data set is {given}")
     kept = config if given == own else {}  # another data set has other files
     places = {
         "source": command.source or kept.get("source"),

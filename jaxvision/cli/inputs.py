@@ -32,13 +32,23 @@ class Frame:
         return str(self.source) if self.number is None else f"{self.source}, frame {self.number}"
 
 
-def find_inputs(paths: Sequence[Path]) -> list[Path]:
+def find_inputs(paths: Sequence[Path], drawings: Path | None = None) -> list[Path]:
     """Returns the files among `paths`, the pictures and videos in the folders among them, and what
-    patterns such as `shots/*.jpg` find; each folder's and each pattern's sorted, no file twice."""
+    patterns such as `shots/*.jpg` find; each folder's and each pattern's sorted, no file twice.
+
+    What is in `drawings`, a folder within one of these, was drawn earlier and is left out. A file
+    that is in it otherwise is a `UserError`: a drawing could replace it.
+    """
     files: list[Path] = []
+
+    def is_drawn(file: Path) -> bool:
+        return drawings is not None and drawings.resolve() in file.resolve().parents
+
     for path in paths:
         if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES | VIDEOS)
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES | VIDEOS)
+            within = drawings is not None and path.resolve() in drawings.resolve().parents
+            files += [p for p in found if not (within and is_drawn(p))]
         elif path.exists():
             files.append(path)
         elif glob.has_magic(str(path)):
@@ -48,6 +58,10 @@ def find_inputs(paths: Sequence[Path]) -> list[Path]:
             raise UserError(f"no such file or folder: {path}")
     if not files:
         raise UserError(f"no pictures in {', '.join(map(str, paths)) or 'the command line'}")
+    for file in filter(is_drawn, files):
+        raise UserError(
+            f"{file} is where the drawings go and could be replaced: give another --out"
+        )
     return list(dict.fromkeys(files))
 
 

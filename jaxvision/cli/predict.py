@@ -52,7 +52,8 @@ class Predict:
     every: int = 1
     """Of a video, every so many frames."""
     out: Path | None = None
-    """Draw what was found, into this folder: pictures, and a video for each video."""
+    """Draw what was found, into this folder: pictures, and a video for each video. It is not one
+    of the pictures' own."""
     frames: bool = False
     """Draw a video's frames as pictures."""
     json: Path | None = None
@@ -66,7 +67,7 @@ class Predict:
 def predict(command: Predict) -> None:
     """Prints a line for each picture, and writes what is asked for."""
     _check(command)
-    files = find_inputs(command.paths if command.model else command.paths[1:])
+    files = find_inputs(command.paths if command.model else command.paths[1:], command.out)
     predictor = _predictor(command)
     if command.coco is not None and predictor.task not in ("detection", "localization"):
         raise UserError(f"--coco needs a model that finds boxes, got one for {predictor.task}")
@@ -124,6 +125,8 @@ def _check(command: Predict) -> None:
         raise UserError("expected a run folder and pictures, or --model NAME and pictures")
     if command.model is None and len(command.paths) < 2:
         raise UserError(f"expected pictures after the run folder {command.paths[0]}, got none")
+    if command.model is None and command.class_names:
+        raise UserError("--class-names is of --model: a run knows what its classes are called")
     most = command.max_detections
     if command.every < 1 or command.top < 1 or (most is not None and most < 1):
         raise UserError("expected --every, --top and --max-detections of at least 1")

@@ -320,7 +320,9 @@ def _focal_sum(class_logits, foreground, classes, considered):
     columns = jnp.arange(logits.shape[1])[None, :]
     right = (columns == classes[:, None]) & foreground[:, None]
     losses = sigmoid_focal_loss(logits, right.astype(logits.dtype))
-    return jnp.sum(losses, where=considered[:, None])
+    # A class without a logit would be learnt as background; so it is NaN, as in a cross-entropy.
+    unknown = (considered & foreground & (classes >= logits.shape[1])).any()
+    return jnp.sum(losses, where=considered[:, None]) + jnp.where(unknown, jnp.nan, 0.0)
 
 
 def _evenness(one, other):

@@ -79,19 +79,25 @@ def keypoint_targets(
 
 def keypoint_head_loss(
     keypoint_logits: Float[Array, "*n s s p"],
-    cells: Int[Array, "*n p"],
-    valid: Bool[Array, "*n p"],
+    cells: Int[Array, "*n _"],
+    valid: Bool[Array, "*n _"],
 ) -> Float[Array, ""]:
     """Returns the cross-entropy of where each keypoint is, over its whole map; a mean over them.
 
     A keypoint that is not `valid` adds nothing to loss or gradients, even where it holds NaN;
-    without any valid one the loss is 0.
+    without any valid one the loss is 0. Of another number of keypoints than the logits' it is a
+    ValueError.
 
     >>> loss = keypoint_head_loss(jnp.zeros((1, 4, 4, 1)), jnp.array([[5]]), jnp.array([[True]]))
     >>> round(float(jnp.exp(loss)), 3)
     16.0
     """
     *n, s, _, p = keypoint_logits.shape
+    if cells.shape[-1] != p:
+        raise ValueError(
+            f"the model has {p} keypoints an object and the batch {cells.shape[-1]}: build it with "
+            f"num_keypoints={cells.shape[-1]}"
+        )
     logits = jnp.moveaxis(keypoint_logits.reshape(*n, s * s, p), -1, -2)
     logits = at_least_float32(jnp.where(valid[..., None], logits, 0.0))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, cells)

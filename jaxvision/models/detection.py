@@ -257,9 +257,10 @@ def make_detector(
 
     Images are bytes, normalised inside by `mean` and `std` as in training; `sizes` int [b, 2] are
     the (h, w) up to which each is picture and not padding. Boxes are in pixels of these images,
-    clipped to `sizes`; one that lies outside is none. Thresholds that are not given are the
-    network's own: see `selection_of`. One compile for each shape of the batch. With `flip` each
-    picture's mirror image is looked at too: see `with_mirror_images`.
+    clipped to `sizes`; one that lies outside is none, or, of RetinaNet, FCOS and SSD, where
+    torchvision keeps it, one without area. Thresholds that are not given are the network's own: see
+    `selection_of`. One compile for each shape of the batch. With `flip` each picture's mirror image
+    is looked at too: see `with_mirror_images`.
 
     >>> from jaxvision.models import get_model
     >>> model = get_model("yolov1_tiny", num_classes=3)

@@ -23,6 +23,7 @@ from jaxvision.models.faster_rcnn import (
 from jaxvision.models.fpn import Maps
 from jaxvision.models.layers import Conv, ConvTranspose, kaiming_normal_fan_out
 from jaxvision.models.roi_heads import RoIHeads, pool_rois
+from jaxvision.ops.precision import at_least_float32
 from jaxvision.ops.resize import resize_bilinear
 from jaxvision.types import Array
 
@@ -57,7 +58,8 @@ class KeypointRCNNPredictor(nn.Module):
     def __call__(self, x: Float[Array, "n s s c"]) -> Float[Array, "n s2 s2 p"]:
         options = {"padding": 1, "dtype": self.dtype, "name": "kps_score_lowres", **_INIT}
         x = ConvTranspose(self.num_keypoints, (4, 4), 2, **options)(x)
-        return resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
+        # In bfloat16 neighbours of a peak would be equal to it, and the first of them be taken.
+        return resize_bilinear(at_least_float32(x), (2 * x.shape[1], 2 * x.shape[2]))
 
 
 class KeypointRoIHeads(RoIHeads):

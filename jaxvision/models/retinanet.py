@@ -103,10 +103,12 @@ class RetinaNet(nn.Module):
     """A backbone with a pyramid, and heads that look at anchors at each place of its maps.
 
     Pictures are normalised RGB, the padding to the right of them and below them is whatever it is:
-    `sizes` (h, w) says where each ends, and without it each fills its array. Each class has a
-    sigmoid of its own, as torchvision has it: of its logits the first, class 0, is that of the
-    background, which no object ever has, so that nothing is found as such. `num_classes` of the
-    functions that build one counts it: it is one more than there are kinds of objects.
+    `sizes` (h, w) says where each ends, and without it each fills its array. How much padding there
+    is does matter, as in torchvision's batches: the strides of the coarsest maps, and the
+    statistics of GroupNorm in the second version's heads and in FCOS, are those of the array. Each
+    class has a sigmoid of its own, as torchvision has it: of its logits the first, class 0, is that
+    of the background, which no object ever has, so that nothing is found as such. `num_classes` of
+    the functions that build one counts it: it is one more than there are kinds of objects.
 
     `box_loss` says what boxes are trained by, and `max_candidates` how many of each map's pairs of
     an anchor and a class are looked at when objects are found.

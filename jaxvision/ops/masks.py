@@ -125,7 +125,12 @@ class BoxMasks(Sequence):
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, index: int | np.integer) -> Bool[np.ndarray, "h w"]:
+    def __getitem__(self, index: Any) -> Bool[np.ndarray, "h w"]:
+        if np.ndim(index) or isinstance(index, slice):
+            raise TypeError(
+                f"expected the number of one mask, got {index!r}: `select` takes several, and "
+                f"np.asarray(masks) is an array of all"
+            )
         probabilities, box = self.probabilities[index], self.boxes[index]
         return paste_masks(probabilities[None], box[None], self.size, self.threshold)[0]
 

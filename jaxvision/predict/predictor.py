@@ -100,7 +100,8 @@ class Predictor:
 
         Pictures are prepared as those weights want it, and where `weights` is not the name of
         published ones, as those of the model's first published ones. A file's classes
-        are called 0, 1, … unless `class_names` says otherwise; `num_classes` is the file's.
+        are called 0, 1, … unless `class_names` says otherwise; `num_classes` is the file's. Another
+        number of classes or names than the weights have is a `UserError`.
         """
         return cls(
             *load_published(name, weights, class_names, options),

@@ -36,7 +36,7 @@ def load_published(
     background = int(name in RULES and RULES[name].background)
     if class_names is not None:
         options.setdefault("num_classes", len(class_names) + background)
-    variables = load_weights(name, weights, **options)
+    variables = load_weights(name, weights, fresh_head=False, **options)
     model = get_model(name, **options)
     num_classes = options.get("num_classes", len(known) + background) - background
     if class_names is None:

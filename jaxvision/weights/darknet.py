@@ -198,12 +198,14 @@ def load_darknet(
     *,
     num_classes: int | None = None,
     seed: int = 0,
+    fresh_head: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
     """Returns the variables of `get_model(name, num_classes=…, **options)` from a .weights file.
 
     The .cfg beside it, of the same name, says what is in it; without one it is what the model with
-    these options is. `num_classes`, where the file has others, makes a fresh head.
+    these options is. `num_classes`, where the file has others, makes a fresh head, or is a
+    `UserError` without `fresh_head`.
     """
     if num_classes is not None:
         options["num_classes"] = num_classes
@@ -217,7 +219,7 @@ def load_darknet(
                 f"{cfg} describes another network than {name} with these options ({field} differs):"
                 f" give **read_darknet_cfg({str(cfg)!r}).options to get_model and load_weights"
             )
-    if network.num_classes != asked.num_classes and num_classes is None:
+    if network.num_classes != asked.num_classes and (num_classes is None or not fresh_head):
         raise UserError(
             f"{path}: its head has {network.num_classes} classes, {name}'s {asked.num_classes}: "
             f"give num_classes={network.num_classes} to keep its head, or num_classes="

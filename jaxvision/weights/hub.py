@@ -37,6 +37,7 @@ def load_weights(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int = 0,
+    fresh_head: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
     """Returns variables for `get_model(name, num_classes=num_classes, **options)`.
@@ -47,22 +48,26 @@ def load_weights(
     and is checked against its known hash or the one in its name. `key` is `read_torch`'s.
 
     With another `num_classes` than the file's, the head is a fresh one, drawn with `seed`, and all
-    else is kept; with `features_only=True`, `num_classes=0` or `aux_loss=False` what those models
-    lack is left out. Either is said in one printed line. Otherwise every tensor must be used, as in
-    `from_torch`. For "yolov1" and "fast_yolov1" a file that ends with .weights is darknet's; a .cfg
-    of the same name beside it must describe the model.
+    else is kept, unless `fresh_head` is False: it is then a `UserError`. With `features_only=True`,
+    `num_classes=0` or `aux_loss=False` what those models lack is left out. Either is said in one
+    printed line. Otherwise every tensor must be used, as in `from_torch`. For "yolov1" and
+    "fast_yolov1" a file that ends with .weights is darknet's; a .cfg of the same name beside it
+    must describe the model.
 
     >>> variables = load_weights("resnet18", "DEFAULT", num_classes=2)  # doctest: +SKIP
     resnet18: fresh head for 2 classes (the file has 1000); all else is from resnet18-f37072fd.pth
     """
     if str(weights).endswith(".weights"):
         path = _find_file(name, weights, cache_dir, progress)
-        return load_darknet(name, path, num_classes=num_classes, seed=seed, **options)
+        classes = {"num_classes": num_classes, "fresh_head": fresh_head}
+        return load_darknet(name, path, seed=seed, **classes, **options)
     rules = find_rules(name)
     _say_what_they_need(name, str(weights), options)
     path = _find_file(name, weights, cache_dir, progress)
     state_dict = rules.renamed(read_torch(path, key=key))
     try:
+        if not fresh_head:
+            _check_head(name, rules, state_dict, num_classes)
         variables = _fit(name, rules, state_dict, num_classes, seed, path.name, options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -79,6 +84,15 @@ def _say_what_they_need(name: str, weights: str, options: dict[str, Any]) -> Non
     if lacking:
         listed = ", ".join(f"{option}={value!r}" for option, value in lacking.items())
         print(f"{name}: {weights} was trained with {listed}: give get_model that too")
+
+
+def _check_head(
+    name: str, rules: Rules, state_dict: Mapping[str, np.ndarray], num_classes: int | None
+) -> None:
+    in_file = count_classes(name, state_dict)
+    if None not in (num_classes, in_file) and num_classes != in_file:
+        counted = ", the background among them" if rules.background else ""
+        raise UserError(f"its head has {in_file} classes{counted}, expected {num_classes}")
 
 
 def _fit(
@@ -110,8 +124,8 @@ def _fit(
         return from_torch(name, state_dict, **options)
     if in_file != expected and num_classes is None:
         raise UserError(
-            f"its head has {in_file} classes, {name}'s {expected}: give num_classes={in_file} to "
-            f"keep its head, or num_classes={expected} for a fresh one"
+            f"its head has {in_file} classes, {name}'s {expected}: give num_classes={in_file} (or "
+            f"as many class names) to keep its head, or num_classes={expected} for a fresh one"
         )
     variables = from_torch(name, state_dict, **{**options, "num_classes": in_file, **keypoints})
     said, fresh_ones = [], []

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_variables import random_variables
 
 from jaxvision.errors import UserError
 from jaxvision.metrics.errors import ERROR_KINDS
@@ -14,7 +15,8 @@ from jaxvision.models import get_model
 from jaxvision.predict import Predictor
 from jaxvision.report import read_records
 from jaxvision.train import create_state, make_train_step
-from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.train.checkpoint import CheckpointStore, load_checkpoint
+from jaxvision.train.optim import sgd
 from jaxvision.weights import to_torch, write_safetensors
 
 pytestmark = pytest.mark.slow
@@ -92,6 +94,19 @@ def test_a_run_or_a_file_is_a_start(dense, config, result, tmp_path):
     assert params["head"]["classification_head"]["cls_logits"]["kernel"].shape[-1] == 9 * 11
     assert (params["backbone"]["body"]["conv1"]["kernel"] == 2).all()
     assert started.mean == pytest.approx((0.485, 0.456, 0.406))
+
+
+def test_runs_of_other_models_give_their_backbones(dense, config, tmp_path):
+    classifier = random_variables(get_model("resnet18", num_classes=3, width=8), (32, 32, 3))
+    folder, meta = tmp_path / "classifier", {"model": "resnet18", "class_names": ["a", "b", "c"]}
+    meta |= {"options": {"num_classes": 3, "width": 8}, "input_shape": (32, 32, 3), "mean": 0.4}
+    with CheckpointStore(folder) as store:
+        store.save(create_state(classifier, sgd(0.1)), meta=meta)
+    started = dataclasses.replace(config, init=str(folder))
+    start = dense.first_weights(started, dense.options_of(started, 10))
+    assert (start.mean, start.std) == (0.4, 1.0)
+    body = start.variables["params"]["backbone"]["body"]
+    jax.tree.map(np.testing.assert_array_equal, body["layer1"], classifier["params"]["layer1"])
 
 
 def test_another_model_is_a_flag(dense, config):

@@ -92,6 +92,12 @@ def test_without_flags_penn_fudan_is_the_tutorial(mask_rcnn, faster_run):
     wanted = mask_rcnn.Config(init=str(faster_run), model="keypointrcnn_resnet18_fpn")
     options = mask_rcnn.options_of(mask_rcnn.settled(wanted), 10)
     assert (options["head_depth"], options["width"]) == (4, 8)
+    large = mask_rcnn.settled(mask_rcnn.Config(model="maskrcnn_resnet50_fpn"))
+    assert mask_rcnn.options_of(large, 10)["frozen_norm"] is False
+    small = mask_rcnn.settled(
+        mask_rcnn.Config(data="penn_fudan", model="keypointrcnn_resnet18_fpn")
+    )
+    assert (small.init, small.trainable_layers) == ("IMAGENET1K_V1", 3)
     alone = mask_rcnn.settled(mask_rcnn.Config(data="coco_json", init="none"))
     assert alone.trainable_layers == 5
     assert mask_rcnn.options_of(alone, 3) == {"num_classes": 4, "frozen_norm": False}
@@ -104,6 +110,7 @@ def test_without_flags_penn_fudan_is_the_tutorial(mask_rcnn, faster_run):
         ({"num_rois": 2}, "--num-rois of at least 4"),
         ({"trainable_layers": 6}, "--trainable-layers from 0 to 5, got 6"),
         ({"epochs": 0}, "at least 1 epoch, got 0"),
+        ({"anchor_sizes": (16, 32)}, "expected 4 or 5 --anchor-sizes"),
         ({"flip": 2.0}, "expected --flip from 0 to 1"),
     ],
 )
@@ -111,6 +118,17 @@ def test_a_wrong_flag_is_one_line(mask_rcnn, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         mask_rcnn.main(mask_rcnn.Config(run_dir=tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_gives_its_backbone_to_the_model_on_it(mask_rcnn, faster_run, monkeypatch):
+    wrong = mask_rcnn.Config(init=str(faster_run), model="keypointrcnn_resnet50_fpn")
+    with pytest.raises(UserError, match=r"another backbone .*: expected keypointrcnn_resnet18_fpn"):
+        mask_rcnn.settled(wrong)
+    poses = {"model": "keypointrcnn_resnet18_fpn"}
+    poses["options"] = {**OPTIONS, "num_keypoints": 4, "head_depth": 4, "head_features": 64}
+    monkeypatch.setattr(mask_rcnn, "load_checkpoint", lambda folder: (None, None, poses))
+    masks = mask_rcnn.settled(mask_rcnn.Config(init=str(faster_run), model="maskrcnn_resnet18_fpn"))
+    assert mask_rcnn.options_of(masks, 10) == {**OPTIONS, "num_classes": 11}
 
 
 @pytest.mark.slow
@@ -228,6 +246,9 @@ def test_penn_fudans_archive_from_end_to_end(mask_rcnn, faster_run, archive, tmp
     places = ["--source", str(archive), "--data-dir", str(tmp_path / "data")]
     cli.main(["evaluate", str(tmp_path / "run"), *places, "--max-detections", "10"])
     assert f"of masks {result['mask_ap']:.4f}, of 2 pictures" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(tmp_path / "run"), *places, "--data", "full"])
+    assert "error: --data full is of garments, and the run's" in capsys.readouterr().err
     picture = tmp_path / "made" / "PennFudanPed" / "PNGImages" / "PennPed00001.png"
     files = ["--coco", str(tmp_path / "coco.json"), "--out", str(tmp_path / "drawn")]
     cli.main(["predict", str(tmp_path / "run"), str(picture), "--threshold", "0.05", *files])

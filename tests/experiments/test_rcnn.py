@@ -1,6 +1,8 @@
 """experiments/rcnn.py end to end, tiny: Fast and Faster R-CNN, first weights, and VOC's files."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import runpy
 from pathlib import Path
@@ -68,7 +70,10 @@ def fast_config(config, faster):
 
 @pytest.fixture(scope="module")
 def fast(rcnn, fast_config):
-    return rcnn.main(fast_config)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        result = rcnn.main(fast_config)
+    assert "not used by --model fast: --pre-nms-top-n, --post-nms-top-n\n" in said.getvalue()
+    return result
 
 
 @pytest.mark.parametrize("kind", ["faster", "fast"])
@@ -167,6 +172,8 @@ def test_weights_that_training_starts_from(rcnn, experiment, config, faster, mon
         ({"num_rois": 0}, "--num-anchors and --num-rois"),
         ({"background_iou": 0.5}, "--background-iou from 0"),
         ({"num_proposals": 0}, "--num-proposals"),
+        ({"anchor_sizes": (16, 32)}, "expected 4 or 5 --anchor-sizes, one for each map"),
+        ({"data": "voc2007", "stem": "small"}, "expected 3 or 4 --anchor-sizes.*, got 5: 32 64"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(rcnn, config, flags, message, tmp_path):

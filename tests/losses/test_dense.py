@@ -207,3 +207,14 @@ def test_evaluation_leaves_the_statistics_and_masks_are_by_default_all():
     short = {name: full[name] for name in ("image", "boxes", "labels")}
     assert float(evaluate(*arguments, short, None)[0]) == pytest.approx(float(loss), rel=1e-6)
     assert loss > 0
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_a_label_that_the_network_does_not_have_is_not_learnt_as_background(kind):
+    variables, _, evaluate = made(kind)
+    arguments = (variables["params"], variables["batch_stats"])
+    batch = batch_of("many")
+    assert np.isfinite(evaluate(*arguments, batch, None)[0])
+    batch["labels"][0] = CLASSES - 1  # one class is the background
+    assert np.isnan(evaluate(*arguments, batch, None)[0])
+    assert np.isfinite(evaluate(*arguments, {**batch, "valid": np.array([False, True])}, None)[0])

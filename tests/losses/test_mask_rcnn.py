@@ -144,3 +144,9 @@ def test_padding_and_empty_scenes(kind):
     assert metrics[term] == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, gradient)))
     assert grad._cache_size() == 1
+
+
+def test_another_number_of_keypoints_is_an_error():
+    logits, there = jnp.zeros((3, 4, 4, 17)), jnp.ones((3, 1), bool)
+    with pytest.raises(ValueError, match="has 17 keypoints an object and the batch 1: build it"):
+        keypoint_head_loss(logits, jnp.zeros((3, 1), jnp.int32), there)

@@ -43,11 +43,11 @@ def made(kind):
     def drawn(path, leaf):
         if path[-1].key == "kernel":
             scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-            return jnp.asarray(rng.normal(scale=scale, size=leaf.shape), jnp.float32)
-        return jnp.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
+            return rng.normal(scale=scale, size=leaf.shape).astype(np.float32)
+        return np.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0), pictures(1))
-    return model, jax.tree_util.tree_map_with_path(drawn, shapes)
+    return model, jax.device_put(jax.tree_util.tree_map_with_path(drawn, shapes))
 
 
 def pictures(count, h=SIDE, w=SIDE, seed=0):

@@ -163,3 +163,12 @@ def test_a_hundred_masks_of_a_large_picture_take_little_memory():
     assert [each["size"] for each in encoded] == [[3000, 4000]] * 3
     assert peak < 150e6
     assert sum(x.nbytes for x in (masks.probabilities, masks.boxes)) < 1e6
+
+
+def test_several_masks_are_selected():
+    masks = BoxMasks(np.ones((3, 28, 28), np.float32), np.tile([[0.0, 0, 8, 8]], (3, 1)), (9, 9))
+    for several in (slice(2), np.array([True, False, True]), [0, 1]):
+        with pytest.raises(TypeError, match="`select` takes several"):
+            masks[several]
+    assert masks[-1].shape == masks[np.int64(2)].shape == (9, 9)
+    assert len(masks.select(np.array([0, 1]))) == 2

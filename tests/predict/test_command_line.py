@@ -89,6 +89,21 @@ def test_a_folder_of_all_kinds_of_pictures(detector_run, mixed, run_command, tmp
         assert drawn.size == (1920, 1280)
 
 
+def test_drawings_replace_no_picture_and_are_none(detector_run, pictures, run_command):
+    Image.fromarray(scene()).save(pictures / "photo.jpg")
+    before = (pictures / "photo.jpg").read_bytes()
+    for out in (pictures, pictures.parent):
+        status, _, complaints = run_command("predict", detector_run, pictures, "--out", out)
+        assert status == 1
+        assert "is where the drawings go and could be replaced: give another --out" in complaints
+    assert (pictures / "photo.jpg").read_bytes() == before
+    drawn = pictures / "drawn"
+    for _ in range(2):
+        status, printed, complaints = run_command("predict", detector_run, pictures, "--out", drawn)
+        assert (status, complaints) == (0, "")
+        assert f"drawn: 3 files in {drawn}" in printed
+
+
 def test_tables_and_cocos_results(detector_run, pictures, run_command, tmp_path):
     table, results = tmp_path / "found.csv", tmp_path / "results.json"
     status, printed, _ = run_command(
@@ -119,6 +134,13 @@ def test_thresholds_are_obeyed(detector_run, pictures, run_command):
     status, _, complaints = run_command("predict", detector_run, pictures, "--threshold", 1.5)
     assert status == 1
     assert "expected --threshold from 0 to 1, got 1.5" in complaints
+    status, _, complaints = run_command("predict", detector_run, pictures, "--class-names", "a")
+    assert status == 1
+    assert "--class-names is of --model: a run knows" in complaints
+    for flag, value in (("--max-detections", 0), ("--iou-threshold", 2)):
+        status, _, complaints = run_command("evaluate", detector_run, flag, value)
+        assert status == 1
+        assert f"error: expected {flag}" in complaints
 
 
 def test_videos(detector_run, video, run_command, tmp_path):

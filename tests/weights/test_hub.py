@@ -10,6 +10,7 @@ import pytest
 
 from jaxvision.errors import UserError
 from jaxvision.models import get_model, init_variables
+from jaxvision.predict import Predictor
 from jaxvision.weights import catalog, from_torch, load_weights, write_safetensors, write_torch
 from jaxvision.weights.convert import template_leaves
 from jaxvision.weights.hub import cache_folder, fetch
@@ -58,6 +59,16 @@ def test_a_file_is_loaded_and_predicts(tensors, tmp_path, suffix, capsys):
     assert capsys.readouterr().out == ""
     model = get_model("resnet18", num_classes=5, **OPTIONS)
     assert np.isfinite(jax.jit(model.apply)(variables, jnp.ones((1, 32, 32, 3)))).all()
+
+
+def test_a_predictor_has_no_fresh_head(file):
+    predictor = Predictor.from_weights("resnet18", file, class_names="abcde", **OPTIONS)
+    assert predictor.class_names == tuple("abcde")
+    for wrong in ({"class_names": "ab"}, {"num_classes": 2}):
+        with pytest.raises(UserError, match=r"weights.pth: its head has 5 classes, expected 2"):
+            Predictor.from_weights("resnet18", file, **wrong, **OPTIONS)
+    with pytest.raises(UserError, match=r"give num_classes=5 \(or as many class names\)"):
+        Predictor.from_weights("resnet18", file, **OPTIONS)
 
 
 def test_another_number_of_classes_gets_a_fresh_head(file, tensors, capsys):
