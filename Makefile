@@ -20,7 +20,7 @@ PYTEST = -m pytest -n $(shell nproc 2>/dev/null || echo 2) --dist worksteal
 # The tests start a hundred Pythons. Where none keeps what it compiles, each compiles JAX anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install installs demo test check lint suite parity parity-all format clean
+.PHONY: help install demo test check lint suite parity parity-all format clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -4
@@ -45,11 +45,7 @@ demo: install
 	$(VENV)/bin/python -m jaxvision predict $(DEMO_RUN) $(DEMO_RUN)/samples
 	@echo "open $(DEMO_RUN)/report.html in a browser to see the curves and the mistakes"
 
-test: installs lint suite parity
-
-# At once: each waits for the network and for the disk.
-installs:
-	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/installed $(PARITY_VENV)/installed
+test: lint suite parity
 
 check: lint suite
 

@@ -1,6 +1,5 @@
 """What every detector's experiment does after training: find, score, keep, report."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from jaxvision.report import read_records
 from jaxvision.report.detection import write_detection_report
 from jaxvision.train import TrainState, evaluate, make_eval_step
 from jaxvision.train.checkpoint import load_checkpoint
-from jaxvision.train.run import Run, read_config
+from jaxvision.train.run import Run, read_config, write_json
 from jaxvision.types import LossFn, PaddedInstances, PaddedPoses
 
 SHOWN = 500
@@ -275,8 +274,7 @@ def report(
     """
     result = {**scores_of(found, dataset, similar), **throughput, **extra}
     save_predictions(run_dir / PREDICTIONS, found, dataset)
-    text = json.dumps(result, indent=2)
-    (run_dir / "result.json").write_text(text + "\n", encoding="utf-8")
+    write_json(run_dir / "result.json", result)
     shown = min(SHOWN, len(dataset))
     words = (
         f"mAP@0.5 {result['mAP50']:.4f} (by VOC07's 11 points {result['mAP50_voc07']:.4f}), "

@@ -43,8 +43,8 @@ def start_from(
     `init` is the folder of a run, a file of torch's or the name of published weights: of this
     detector, or of a classifier that is its `backbone`, such as IMAGENET1K_V1. A detector whose
     classes are others keeps all but the layers of the classes; of another detector of the family
-    comes every part that both have, and to a localizer the network below a detector's pyramid. What
-    does not fit is a `UserError`.
+    comes every part that both have, and to a localizer, or where the pyramids are of other levels,
+    the network below a detector's pyramid. What does not fit is a `UserError`.
     """
     draw = partial(drawn_variables, model, options, seed)
     if Path(init).is_dir():
@@ -57,6 +57,10 @@ def start_from(
         if inside:
             blank = jax.ShapeDtypeStruct(INPUT_SHAPE, np.float32)
             wanted = jax.eval_shape(get_model(model, **options).init, jax.random.key(0), blank)
+            if "body" in inside and _maps(wanted["params"]["backbone"]) != _maps(inside):
+                print(f"of {init} the network below the pyramid: {model} has another above it")
+                body = {kind: given[kind]["backbone"]["body"] for kind in ("params", "batch_stats")}
+                return Start(put_backbone(draw(), body), mean, std)
             return Start(shared(wanted, given, init, draw), mean, std)
         return Start(put_backbone(draw(), given), mean, std)
     if is_detector(init, model):
@@ -70,6 +74,11 @@ def start_from(
     published = init if init in CATALOG.get(backbone, {}) else "DEFAULT"
     normal = find_weights(backbone, published).preprocessing
     return Start(put_backbone(draw(), classifier), normal.mean, normal.std)
+
+
+def _maps(backbone: Mapping[str, Any]) -> Any:
+    """Returns the layers of the pyramid, whatever their shapes."""
+    return jax.tree.structure(dict(backbone.get("fpn", {})))
 
 
 def options_of_run(init: str | None, model: str) -> dict[str, Any] | None:
@@ -112,7 +121,7 @@ def shared(
     if wrong:
         raise UserError(
             f"{origin}: expected a detector with the same backbone, got another "
-            f"{', '.join(wrong[:SHOWN])}: give its --backbone, --width, --stem and --fpn-features"
+            f"{', '.join(wrong[:SHOWN])}: give the flags that it has, as --width, --fpn-features"
         )
     more = f" and {len(fresh) - SHOWN} more" if len(fresh) > SHOWN else ""
     print(f"fresh, because {origin} has none that fits: {', '.join(fresh[:SHOWN])}{more}")

@@ -24,7 +24,6 @@ the backbone is. One garment a scene teaches less than the four of a detector's 
 BENCHMARKS.md says how runs/garments, a classifier of Fashion-MNIST, is made.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,7 @@ from jaxvision.report.detection import write_detection_report
 from jaxvision.train import TrainState, evaluate, make_eval_step
 from jaxvision.train.checkpoint import load_checkpoint
 from jaxvision.train.resident import ResidentData
-from jaxvision.train.run import Run, enable_compilation_cache, read_config
+from jaxvision.train.run import Run, enable_compilation_cache, read_config, write_json
 
 MEAN, STD = 0.5, 0.25
 EVAL_BATCH = 100
@@ -210,7 +209,7 @@ def report(
     )
     result = evaluation_of(training.make_loss(model), test)(state)
     result |= {"step": meta["step"], "ms_per_step": milliseconds_a_step(run_dir, config.batch_size)}
-    (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(run_dir / "result.json", result)
     shown = test.subset(np.arange(min(SHOWN, len(test))))
     path = write_detection_report(
         run_dir,

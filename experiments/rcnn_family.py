@@ -14,7 +14,6 @@ proposal network's maps, features of regions, boxes before and after regression 
 result.json has the figures.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -38,7 +37,7 @@ from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.models.selection import selection_of
 from jaxvision.report import write_page
 from jaxvision.train.checkpoint import load_checkpoint
-from jaxvision.train.run import Run, enable_compilation_cache, read_config
+from jaxvision.train.run import Run, enable_compilation_cache, read_config, write_json
 
 PUBLISHED = {"rcnn": ("50 s", "66.0"), "fast": ("2 s", "66.9"), "faster": ("0.2 s", "69.9")}
 """The course's: time a picture, and mAP on VOC 2007's test set, trained on its trainval set."""
@@ -97,8 +96,7 @@ def main(config: Config) -> dict[str, Any]:
             "milliseconds": speed.numbers,
             "accuracy": accuracy.numbers,
         }
-        text = json.dumps(result, indent=2)
-        (run.path / "result.json").write_text(text + "\n", encoding="utf-8")
+        write_json(run.path / "result.json", result)
         index = picture_to_draw(config, test)
         batch = next_batch(pictures, test.subset(np.array([index])))
         looks = sections_of(steps, batch, test.class_names, most=config.drawn)

@@ -34,7 +34,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from segmenter import Evaluation, costs_of, halved, predicted_maps
-from training import Training, falling_rate, milliseconds_a_step, train
+from training import Training, facts_of, falling_rate, milliseconds_a_step, train
 
 from jaxvision.data import ArrayDataset, Batches
 from jaxvision.data.detection_sources import load_detection
@@ -47,7 +47,7 @@ from jaxvision.report import read_records
 from jaxvision.report.segmentation import write_segmentation_report
 from jaxvision.train.checkpoint import load_checkpoint
 from jaxvision.train.optim import adam
-from jaxvision.train.run import Run, enable_compilation_cache, read_config
+from jaxvision.train.run import Run, enable_compilation_cache, read_config, write_json
 from jaxvision.weights import Preprocessing, load_weights
 
 WAYS = get_args(Upsampling)
@@ -115,7 +115,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             print(f"test: {words(result)}")
             print(f"report: {run.path / 'report.html'}")
             return [result]
-        run.write_config()
+        run.write_config(**facts_of(splits["train"]))
         results = []
         for seed in range(config.seed, config.seed + config.seeds):
             for way in config.ways:
@@ -193,7 +193,7 @@ def train_one(config: Config, splits: dict[str, ArrayDataset], run: Run) -> dict
             f"{num_classes - 1} classes and the background.",
         ],
     )
-    (run.path / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(run.path / "result.json", result)
     return result
 
 
@@ -263,7 +263,7 @@ def compare(
     Console(width=120).print(table_of(config, splits, results))
     for claim, holds in claims_of(results).items():
         print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results)
     maps = {}
     for way in config.ways:
         with np.load(folder / f"{way}-seed{config.seed}" / "maps.npz") as file:

@@ -27,7 +27,7 @@ from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.report import read_records
 from jaxvision.train.checkpoint import CheckpointStore, load_checkpoint
 from jaxvision.train.optim import cosine_lr, sgd
-from jaxvision.train.run import Run, enable_compilation_cache
+from jaxvision.train.run import Run, enable_compilation_cache, write_json
 from jaxvision.weights import Preprocessing, to_torch, write_torch
 
 WAYS = ("head", "last-stage", "all", "scratch")
@@ -74,7 +74,7 @@ def main(config: Config) -> list[dict[str, Any]]:
                 folder = run.path / f"{way}-seed{seed}"
                 print(f"--- {way}, seed {seed}")
                 results.append(transfer_once(config, weights, way, seed, folder))
-        (run.path / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_json(run.path / "results.json", results)
         Console(width=110).print(table_of(results))
         print(f"figures: {run.path / 'results.json'}")
     return results
@@ -152,7 +152,7 @@ def transfer_once(
     )
     metrics = transfer.main(settings, data=config.data)
     figures = {"way": way, "seed": seed, **metrics, **costs(folder, config.num_pictures)}
-    result.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_json(result, figures)
     return figures
 
 

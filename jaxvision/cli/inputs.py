@@ -15,6 +15,9 @@ from jaxvision.errors import UserError
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"})
 
+DRAWING = "drawn by jaxvision"
+"""The comment in a drawn picture: another's is never written over."""
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -36,33 +39,44 @@ def find_inputs(paths: Sequence[Path], drawings: Path | None = None) -> list[Pat
     """Returns the files among `paths`, the pictures and videos in the folders among them, and what
     patterns such as `shots/*.jpg` find; each folder's and each pattern's sorted, no file twice.
 
-    What is in `drawings`, a folder within one of these, was drawn earlier and is left out. A file
-    that is in it otherwise is a `UserError`: a drawing could replace it.
+    Pictures that were drawn earlier into the folder `drawings` are left out of folders and
+    patterns, and so are the videos there, which bear no mark, where it is in a folder that is
+    named.
     """
     files: list[Path] = []
 
-    def is_drawn(file: Path) -> bool:
-        return drawings is not None and drawings.resolve() in file.resolve().parents
+    def is_drawn(file: Path, named: Path | None = None) -> bool:
+        if drawings is None or file.parent.resolve() != drawings.resolve():
+            return False
+        if file.suffix.lower() in VIDEOS:
+            return named is not None and named.resolve() != drawings.resolve()
+        return is_drawing(file)
 
     for path in paths:
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES | VIDEOS)
-            within = drawings is not None and path.resolve() in drawings.resolve().parents
-            files += [p for p in found if not (within and is_drawn(p))]
+            files += [p for p in found if not is_drawn(p, path)]
         elif path.exists():
             files.append(path)
         elif glob.has_magic(str(path)):
             found = sorted(map(Path, glob.glob(str(path), recursive=True)))
-            files += [p for p in found if p.is_file()]
+            files += [p for p in found if p.is_file() and not is_drawn(p)]
         else:
             raise UserError(f"no such file or folder: {path}")
     if not files:
         raise UserError(f"no pictures in {', '.join(map(str, paths)) or 'the command line'}")
-    for file in filter(is_drawn, files):
-        raise UserError(
-            f"{file} is where the drawings go and could be replaced: give another --out"
-        )
     return list(dict.fromkeys(files))
+
+
+def is_drawing(file: Path) -> bool:
+    """Whether a picture bears the mark of those that are drawn here."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return image.info.get("comment") in (DRAWING, DRAWING.encode())
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def read_frames(

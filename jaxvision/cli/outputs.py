@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvision.cli.inputs import Frame
+from jaxvision.cli.inputs import DRAWING, VIDEOS, Frame, is_drawing
 from jaxvision.errors import UserError, describe_os_error
 from jaxvision.ops import encode_masks
 from jaxvision.predict import Classification, Detections, Localization, Result, Segmentation
@@ -155,9 +155,10 @@ def write_coco(path: Path, records: Sequence[Record], class_names: Sequence[str]
 
 class Drawings:
     """Writes each picture with what was found in it into a folder: `<name>.jpg`, or, of a video,
-    `<name>.mp4` unless its `frames` shall be pictures too. No two files get one name."""
+    `<name>.mp4` unless its `frames` shall be pictures too. No two files get one name, and nothing
+    is written over but earlier drawings of pictures; it is a `UserError`."""
 
-    def __init__(self, folder: Path, *, every: int, frames: bool):
+    def __init__(self, folder: Path, files: Sequence[Path], *, every: int, frames: bool):
         self.folder, self._every, self._frames = folder, every, frames
         self._names: dict[int, str] = {}  # by the place of the file
         self._video: Any = None
@@ -167,9 +168,15 @@ class Drawings:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {describe_os_error(error)}") from error
+        for index, file in enumerate(files):  # before any is drawn
+            name = self._name(index, file)
+            if file.suffix.lower() not in VIDEOS:
+                _refuse_others(folder / f"{name}.jpg")
+            elif not frames and (folder / f"{name}.mp4").exists():
+                raise UserError(f"{folder / name}.mp4 exists: delete it, or give another --out")
 
     def add(self, frame: Frame, result: Result) -> None:
-        drawn, name = result.draw(frame.image), self._name(frame)
+        drawn, name = result.draw(frame.image), self._name(frame.index, frame.source)
         if isinstance(result, Segmentation):
             suffix = "" if frame.number is None else f"-{frame.number:06d}"
             self._save(result.labels, f"{name}{suffix}-labels.png")
@@ -185,24 +192,27 @@ class Drawings:
             self._video.release()
             self._video = None
 
-    def _name(self, frame: Frame) -> str:
-        if frame.index not in self._names:
-            stem, number = frame.source.stem, 1
+    def _name(self, index: int, file: Path) -> str:
+        if index not in self._names:
+            stem, number = file.stem, 1
             name = stem
             while name in self._names.values():
                 number += 1
                 name = f"{stem}-{number}"
-            self._names[frame.index] = name
-        return self._names[frame.index]
+            self._names[index] = name
+        return self._names[index]
 
     def _save(self, image: np.ndarray, name: str) -> None:
         from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
 
+        path, mark = self.folder / name, PngInfo()
+        mark.add_text("comment", DRAWING)
+        _refuse_others(path)
         try:
-            Image.fromarray(image).save(self.folder / name, quality=92)
+            Image.fromarray(image).save(path, quality=92, comment=DRAWING, pnginfo=mark)
         except OSError as error:
-            reason = describe_os_error(error)
-            raise UserError(f"cannot write {self.folder / name}: {reason}") from error
+            raise UserError(f"cannot write {path}: {describe_os_error(error)}") from error
         self.count += 1
 
     def _add_to_video(self, frame: Frame, drawn: np.ndarray, path: Path) -> None:
@@ -227,6 +237,11 @@ class Drawings:
         part = drawn[:h, :w]
         canvas[: part.shape[0], : part.shape[1]] = part
         self._video.write(cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+
+
+def _refuse_others(path: Path) -> None:
+    if path.exists() and not is_drawing(path):
+        raise UserError(f"{path} exists and was not drawn by jaxvision: give another --out")
 
 
 def _rounded(box: np.ndarray) -> list[float]:

@@ -52,8 +52,8 @@ class Predict:
     every: int = 1
     """Of a video, every so many frames."""
     out: Path | None = None
-    """Draw what was found, into this folder: pictures, and a video for each video. It is not one
-    of the pictures' own."""
+    """Draw what was found, into this folder: pictures, and a video for each video. Only earlier
+    drawings are written over."""
     frames: bool = False
     """Draw a video's frames as pictures."""
     json: Path | None = None
@@ -84,7 +84,7 @@ def predict(command: Predict) -> None:
     with_masks = command.json is not None or command.coco is not None
     drawings = None
     if command.out is not None:
-        drawings = Drawings(command.out, every=command.every, frames=command.frames)
+        drawings = Drawings(command.out, files, every=command.every, frames=command.frames)
     records: list[dict[str, Any]] = []
     failed: set[Path] = set()
 

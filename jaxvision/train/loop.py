@@ -114,6 +114,7 @@ def fit(
             if stopped_by:
                 batches.close()
                 break
+        stopped_by = stopped_by or stop_signal()  # also while the last step was evaluated and saved
     if store is not None:
         store.wait()
     return FitResult(state, stopped_by)

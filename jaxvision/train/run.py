@@ -1,6 +1,7 @@
 """Run folders, `runs/<experiment>/<time>/` with config.json, and what commands set up first."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,9 @@ MAY_CHANGE = frozenset(
 )
 """What a resumed run may change of its configuration: anything else would make it another run."""
 
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system says that has no locks, as some that clusters share: runs go without there."""
 
 _ENTERED: list["Run"] = []
 """The runs that this process is within, the outermost first: the one that its command made."""
@@ -72,29 +76,28 @@ class Run:
         self.resumed = exists
         self._config = _plain(dataclasses.asdict(config))
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock()
             self._check_same(self._config)
-        except OSError as error:
-            self.close()
-            raise UserError(
-                f"another process is writing to {self.path}; wait for it to end"
-            ) from error
         except UserError:
             self.close()
             raise
 
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is writing to {self.path}; wait for it to end"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                reason = describe_os_error(error)
+                raise UserError(f"cannot lock the run folder {self.path}: {reason}") from error
+
     def write_config(self, **facts: Any) -> None:
         """Writes config.json: the config, and `facts` such as the source and size of the data."""
         self._check_same(_plain(facts))
-        text = json.dumps(self._config | _plain(facts), indent=2)
-        temporary = self.path / "config.json.tmp"
-        try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, self.path / "config.json")
-        except OSError as error:
-            raise UserError(
-                f"cannot write to the run folder {self.path}: {describe_os_error(error)}"
-            ) from error
+        write_json(self.path / "config.json", self._config | _plain(facts))
 
     def _check_same(self, wanted: dict[str, Any]) -> None:
         if not (self.path / "config.json").exists():
@@ -137,6 +140,16 @@ def newest_run(experiment: str, root: str | Path = "runs") -> Path:
     if not runs:
         raise UserError(f"no run to resume in {Path(root) / experiment}")
     return max(runs, key=lambda path: (path / "config.json").stat().st_mtime)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON. What was in the file stays there until all of the new text is."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {describe_os_error(error)}") from error
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:

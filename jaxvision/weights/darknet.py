@@ -220,10 +220,10 @@ def load_darknet(
                 f" give **read_darknet_cfg({str(cfg)!r}).options to get_model and load_weights"
             )
     if network.num_classes != asked.num_classes and (num_classes is None or not fresh_head):
+        fresh = f" to keep its head, or num_classes={asked.num_classes} for a fresh one"
         raise UserError(
             f"{path}: its head has {network.num_classes} classes, {name}'s {asked.num_classes}: "
-            f"give num_classes={network.num_classes} to keep its head, or num_classes="
-            f"{asked.num_classes} for a fresh one"
+            f"give num_classes={network.num_classes}{fresh if fresh_head else ''}"
         )
     variables, _ = read_darknet_weights(path, network)
     if network.num_classes != asked.num_classes:

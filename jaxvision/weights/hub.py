@@ -66,9 +66,8 @@ def load_weights(
     path = _find_file(name, weights, cache_dir, progress)
     state_dict = rules.renamed(read_torch(path, key=key))
     try:
-        if not fresh_head:
-            _check_head(name, rules, state_dict, num_classes)
-        variables = _fit(name, rules, state_dict, num_classes, seed, path.name, options)
+        drawn = seed if fresh_head else None
+        variables = _fit(name, rules, state_dict, num_classes, drawn, path.name, options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     broken = [where for where, leaf in _flat(variables) if not _finite(leaf)]
@@ -86,24 +85,16 @@ def _say_what_they_need(name: str, weights: str, options: dict[str, Any]) -> Non
         print(f"{name}: {weights} was trained with {listed}: give get_model that too")
 
 
-def _check_head(
-    name: str, rules: Rules, state_dict: Mapping[str, np.ndarray], num_classes: int | None
-) -> None:
-    in_file = count_classes(name, state_dict)
-    if None not in (num_classes, in_file) and num_classes != in_file:
-        counted = ", the background among them" if rules.background else ""
-        raise UserError(f"its head has {in_file} classes{counted}, expected {num_classes}")
-
-
 def _fit(
     name: str,
     rules: Rules,
     state_dict: Mapping[str, np.ndarray],
     num_classes: int | None,
-    seed: int,
+    seed: int | None,
     file: str,
     options: dict[str, Any],
 ) -> dict[str, Any]:
+    """Returns the variables; `seed` draws a fresh head where it needs one, without it is none."""
     in_file = count_classes(name, state_dict)
     if num_classes is not None:
         options = {**options, "num_classes": num_classes}
@@ -122,11 +113,19 @@ def _fit(
     keypoints = _keypoints_in_file(rules, state_dict, wanted)
     if in_file == expected and not keypoints:
         return from_torch(name, state_dict, **options)
+    if in_file != expected and seed is None:
+        raise UserError(
+            f"its head has {in_file} classes, expected {expected}: give num_classes={in_file}, or "
+            f"{in_file - rules.background} class names"
+        )
     if in_file != expected and num_classes is None:
         raise UserError(
-            f"its head has {in_file} classes, {name}'s {expected}: give num_classes={in_file} (or "
-            f"as many class names) to keep its head, or num_classes={expected} for a fresh one"
+            f"its head has {in_file} classes, {name}'s {expected}: give num_classes={in_file} to "
+            f"keep its head, or num_classes={expected} for a fresh one"
         )
+    if keypoints and seed is None:
+        count = keypoints["num_keypoints"]
+        raise UserError(f"its head has {count} keypoints: give num_keypoints={count}")
     variables = from_torch(name, state_dict, **{**options, "num_classes": in_file, **keypoints})
     said, fresh_ones = [], []
     if in_file != expected:

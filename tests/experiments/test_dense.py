@@ -97,16 +97,19 @@ def test_a_run_or_a_file_is_a_start(dense, config, result, tmp_path):
 
 
 def test_runs_of_other_models_give_their_backbones(dense, config, tmp_path):
-    classifier = random_variables(get_model("resnet18", num_classes=3, width=8), (32, 32, 3))
-    folder, meta = tmp_path / "classifier", {"model": "resnet18", "class_names": ["a", "b", "c"]}
-    meta |= {"options": {"num_classes": 3, "width": 8}, "input_shape": (32, 32, 3), "mean": 0.4}
-    with CheckpointStore(folder) as store:
-        store.save(create_state(classifier, sgd(0.1)), meta=meta)
-    started = dataclasses.replace(config, init=str(folder))
-    start = dense.first_weights(started, dense.options_of(started, 10))
-    assert (start.mean, start.std) == (0.4, 1.0)
-    body = start.variables["params"]["backbone"]["body"]
-    jax.tree.map(np.testing.assert_array_equal, body["layer1"], classifier["params"]["layer1"])
+    for name, slim in {"resnet18": {}, "fasterrcnn_resnet18_fpn": {"fpn_features": 8}}.items():
+        options = {"num_classes": 3, "width": 8, **slim}
+        variables = random_variables(get_model(name, **options), (32, 32, 3))
+        meta = {"model": name, "options": options, "class_names": ["a", "b"], "mean": 0.4}
+        with CheckpointStore(tmp_path / name) as store:
+            meta["input_shape"] = (32, 32, 3)
+            store.save(create_state(variables, sgd(0.1)), meta=meta)
+        started = dataclasses.replace(config, init=str(tmp_path / name))
+        start = dense.first_weights(started, dense.options_of(started, 10))
+        assert (start.mean, start.std) == (0.4, 1.0)
+        body = start.variables["params"]["backbone"]["body"]
+        expected = variables["params"].get("backbone", {"body": variables["params"]})["body"]
+        jax.tree.map(np.testing.assert_array_equal, body["layer1"], expected["layer1"])
 
 
 def test_another_model_is_a_flag(dense, config):

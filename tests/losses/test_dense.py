@@ -210,7 +210,7 @@ def test_evaluation_leaves_the_statistics_and_masks_are_by_default_all():
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
-def test_a_label_that_the_network_does_not_have_is_not_learnt_as_background(kind):
+def test_a_label_that_the_network_does_not_have_makes_the_loss_nan(kind):
     variables, _, evaluate = made(kind)
     arguments = (variables["params"], variables["batch_stats"])
     batch = batch_of("many")

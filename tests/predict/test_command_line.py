@@ -89,19 +89,32 @@ def test_a_folder_of_all_kinds_of_pictures(detector_run, mixed, run_command, tmp
         assert drawn.size == (1920, 1280)
 
 
-def test_drawings_replace_no_picture_and_are_none(detector_run, pictures, run_command):
-    Image.fromarray(scene()).save(pictures / "photo.jpg")
-    before = (pictures / "photo.jpg").read_bytes()
-    for out in (pictures, pictures.parent):
-        status, _, complaints = run_command("predict", detector_run, pictures, "--out", out)
-        assert status == 1
-        assert "is where the drawings go and could be replaced: give another --out" in complaints
-    assert (pictures / "photo.jpg").read_bytes() == before
+def test_drawings_replace_no_picture_and_are_none(
+    detector_run, pictures, video, run_command, tmp_path
+):
+    elsewhere = tmp_path / "photo.jpg"
+    Image.fromarray(scene()).save(elsewhere)
+    (pictures / "photo.jpg").symlink_to(elsewhere)
+    before = elsewhere.read_bytes()
+    status, _, complaints = run_command("predict", detector_run, pictures, "--out", pictures)
+    assert status == 1
+    assert f"{pictures / 'photo.jpg'} exists and was not drawn by jaxvision" in complaints
+    assert elsewhere.read_bytes() == before
+    assert len(list(pictures.iterdir())) == 3  # none is drawn before all are looked at
+
     drawn = pictures / "drawn"
-    for _ in range(2):
-        status, printed, complaints = run_command("predict", detector_run, pictures, "--out", drawn)
+    drawn.mkdir()
+    Image.fromarray(scene()).save(drawn / "own.png")
+    for inputs in ([pictures], [pictures], [pictures / "**" / "*.*g"]):
+        arguments = ("predict", detector_run, *inputs, "--out", drawn)
+        status, printed, complaints = run_command(*arguments)
         assert (status, complaints) == (0, "")
-        assert f"drawn: 3 files in {drawn}" in printed
+        assert f"drawn: 4 files in {drawn}" in printed
+    assert run_command("predict", detector_run, video, "--out", drawn)[0] == 0
+    status, _, complaints = run_command("predict", detector_run, video, "--out", drawn)
+    assert status == 1
+    assert f"{drawn / 'clip.mp4'} exists: delete it" in complaints
+    assert run_command("predict", detector_run, pictures, "--out", drawn)[0] == 0
 
 
 def test_tables_and_cocos_results(detector_run, pictures, run_command, tmp_path):

@@ -147,6 +147,19 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, train_step, number):
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path, train_step):
+    def evaluate(state):
+        if int(state.step) == 20:
+            signal.raise_signal(signal.SIGTERM)
+        return {"loss": 1.0}
+
+    with CheckpointStore(tmp_path) as store:
+        options = {"steps": 20, "steps_per_epoch": 10, "store": store, "evaluate": evaluate}
+        result = fit(new_state(), train_step, batch_at, **options)
+        assert result.stopped_by == signal.SIGTERM
+        assert store.step("latest") == 20
+
+
 @pytest.fixture
 def pythons_own_ctrl_c():
     """Ctrl-C raises KeyboardInterrupt, as from a shell; pytest-xdist's workers ignore it."""

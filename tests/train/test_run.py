@@ -1,5 +1,8 @@
 """Run folders: never overwritten, resumed only as they were, locked."""
 
+import errno
+import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jaxvision.errors import UserError
-from jaxvision.train.run import Run, newest_run, read_config
+from jaxvision.train.run import Run, newest_run, read_config, write_json
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,32 @@ def test_two_processes_cannot_write_to_one_run(tmp_path):
         Run("demo", Config(), run_dir=tmp_path, resume=True)
     run.close()
     Run("demo", Config(), run_dir=tmp_path, resume=True).close()
+
+
+def test_a_file_system_without_locks_has_runs_all_the_same(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    number = errno.ENOLCK
+    Run("demo", Config(), run_dir=tmp_path / "a").close()
+    number = errno.EIO
+    with pytest.raises(UserError, match=r"cannot lock the run folder .*: Input/output error"):
+        Run("demo", Config(), run_dir=tmp_path / "b")
+
+
+def test_what_was_written_stays_until_the_new_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_json(path, {"mAP50": 0.5})
+    assert json.loads(path.read_text()) == {"mAP50": 0.5}
+
+    def full(*names):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"cannot write .*result.json: No space left on device"):
+        write_json(path, {"mAP50": 0.6})
+    assert json.loads(path.read_text()) == {"mAP50": 0.5}
 
 
 def test_damaged_and_missing_configs_are_named(tmp_path):

@@ -67,7 +67,7 @@ def test_a_predictor_has_no_fresh_head(file):
     for wrong in ({"class_names": "ab"}, {"num_classes": 2}):
         with pytest.raises(UserError, match=r"weights.pth: its head has 5 classes, expected 2"):
             Predictor.from_weights("resnet18", file, **wrong, **OPTIONS)
-    with pytest.raises(UserError, match=r"give num_classes=5 \(or as many class names\)"):
+    with pytest.raises(UserError, match=r"expected 1000: give num_classes=5, or 5 class names"):
         Predictor.from_weights("resnet18", file, **OPTIONS)
 
 
