@@ -91,12 +91,13 @@ def last_point(records: Sequence[Record], key: str) -> Point | None:
 
 
 def best_point(records: Sequence[Record], key: str, *, largest: bool) -> Point | None:
-    """Returns the largest (or smallest) finite value of `key`; of equal ones the first."""
+    """Returns the largest (or smallest) finite value of `key`; of equal ones the last, of which
+    the best checkpoint is."""
     x, values = series(records, key)
     finite = np.isfinite(values)
     if not finite.any():
         return None
-    x, values = x[finite], values[finite]
+    x, values = x[finite][::-1], values[finite][::-1]
     index = int(np.argmax(values) if largest else np.argmin(values))
     return Point(float(x[index]), float(values[index]))
 

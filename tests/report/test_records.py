@@ -71,7 +71,7 @@ def test_series_fall_back_to_epochs():
 def test_last_best_and_first_not_finite():
     values = [0.5, 0.25, 0.25, float("inf"), float("nan")]
     records = [{"step": i, "v": value} for i, value in enumerate(values)]
-    assert best_point(records, "v", largest=False) == (1, 0.25)
+    assert best_point(records, "v", largest=False) == (2, 0.25)  # of equal ones the last
     assert best_point(records, "v", largest=True) == (0, 0.5)
     assert last_point(records, "v").x == 4
     assert np.isnan(last_point(records, "v").value)
