@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jaxvision.cli.loading import open_run
+from jaxvision.cli.loading import check_thresholds, open_run
 from jaxvision.errors import UserError
 
 FASHION_MNIST = ("auto", "full", "embedded")
@@ -64,12 +64,7 @@ def evaluate(command: Evaluate) -> None:
     """Prints tables and one line with the figures."""
     if command.count is not None and command.count < 1:
         raise UserError(f"expected --count of at least 1, got {command.count}")
-    if command.max_detections < 1:
-        raise UserError(f"expected --max-detections of at least 1, got {command.max_detections}")
-    for name in ("score_threshold", "iou_threshold"):
-        given = getattr(command, name)
-        if given is not None and not 0 <= given <= 1:
-            raise UserError(f"expected --{name.replace('_', '-')} from 0 to 1, got {given}")
+    check_thresholds(command)
     predictor = open_run(
         command.run,
         command.which,

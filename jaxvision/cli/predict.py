@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxvision.cli.inputs import VIDEOS, find_inputs, read_frames, together
-from jaxvision.cli.loading import open_run
+from jaxvision.cli.loading import check_thresholds, open_run
 from jaxvision.errors import UserError
 
 AT_ONCE, PIXELS_AT_ONCE = 16, 50_000_000
@@ -127,13 +127,9 @@ def _check(command: Predict) -> None:
         raise UserError(f"expected pictures after the run folder {command.paths[0]}, got none")
     if command.model is None and command.class_names:
         raise UserError("--class-names is of --model: a run knows what its classes are called")
-    most = command.max_detections
-    if command.every < 1 or command.top < 1 or (most is not None and most < 1):
-        raise UserError("expected --every, --top and --max-detections of at least 1")
-    for name in ("threshold", "iou_threshold"):
-        given = getattr(command, name)
-        if given is not None and not 0 <= given <= 1:
-            raise UserError(f"expected --{name.replace('_', '-')} from 0 to 1, got {given}")
+    if command.every < 1 or command.top < 1:
+        raise UserError("expected --every and --top of at least 1")
+    check_thresholds(command)
     for path in (command.json, command.csv, command.coco):
         if path is not None and not path.absolute().parent.is_dir():
             raise UserError(f"cannot write {path}: there is no folder {path.parent}")

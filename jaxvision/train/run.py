@@ -1,5 +1,6 @@
 """Run folders, `runs/<experiment>/<time>/` with config.json, and what commands set up first."""
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -149,6 +150,8 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {describe_os_error(error)}") from error
 
 

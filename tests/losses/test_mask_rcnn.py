@@ -17,7 +17,11 @@ from jaxvision.losses import (
 from jaxvision.losses.rcnn import Sampling
 from jaxvision.models.faster_rcnn import FasterRCNN
 from jaxvision.models.fpn import DetectionBackbone
-from jaxvision.models.keypoint_rcnn import KeypointRCNN, KeypointRoIHeads
+from jaxvision.models.keypoint_rcnn import (
+    KeypointRCNN,
+    KeypointRCNNPredictor,
+    KeypointRoIHeads,
+)
 from jaxvision.models.layers import Norm
 from jaxvision.models.mask_rcnn import with_masks
 from jaxvision.models.roi_heads import RoIHeads, TwoMLPHead
@@ -150,3 +154,12 @@ def test_another_number_of_keypoints_is_an_error():
     logits, there = jnp.zeros((3, 4, 4, 17)), jnp.ones((3, 1), bool)
     with pytest.raises(ValueError, match="has 17 keypoints an object and the batch 1: build it"):
         keypoint_head_loss(logits, jnp.zeros((3, 1), jnp.int32), there)
+
+
+def test_keypoints_are_enlarged_in_float32():
+    predictor, key = KeypointRCNNPredictor(2, dtype=jnp.bfloat16), jax.random.key(0)
+    maps = jax.ShapeDtypeStruct((1, 4, 4, 8), jnp.bfloat16)
+    logits, variables = jax.eval_shape(predictor.init_with_output, key, maps)
+    assert (logits.shape, logits.dtype) == ((1, 16, 16, 2), jnp.float32)
+    text = jax.jit(predictor.apply).lower(variables, maps).as_text()
+    assert "x2xbf16>" in text  # what is learnt is computed in bfloat16

@@ -115,6 +115,7 @@ def test_what_was_written_stays_until_the_new_is_whole(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"cannot write .*result.json: No space left on device"):
         write_json(path, {"mAP50": 0.6})
     assert json.loads(path.read_text()) == {"mAP50": 0.5}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_damaged_and_missing_configs_are_named(tmp_path):
