@@ -79,7 +79,7 @@ def fit(
     def save(metrics: Mapping[str, float] | None) -> None:
         if store is None:
             return
-        if not bool(_all_finite({"params": state.params, "batch_stats": state.batch_stats})):
+        if not _all_finite({"params": state.params, "batch_stats": state.batch_stats}):
             raise DivergedError(recorder.diverged_message("the parameters", int(state.step)))
         store.save(state, metrics=metrics, meta=meta)
 
@@ -238,9 +238,9 @@ def _batches(batch_at, start: int, stop: int, workers: int) -> Iterator[Batch]:
             yield batch_at(step)
 
 
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)] or [True]).all()
+def _all_finite(tree: Any) -> bool:
+    """On the host, where what is saved goes anyway: no program to compile for each network."""
+    return all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(tree)))
 
 
 @contextmanager

@@ -1,36 +1,53 @@
 """Killed anywhere, nothing lost: kill -9 at random moments and inside checkpoint writes."""
 
 import json
+import multiprocessing
+import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import kill_target
 import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
 
-TARGET = Path(__file__).with_name("kill_target.py")
-KILLS, STEPS = 10, 420
+KILLS, STEPS = 10, kill_target.STEPS
+
+# A server that has imported JAX forks each process: a new Python would import it anew.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["jaxvision.losses", "jaxvision.models", "jaxvision.train.checkpoint", "jaxvision.train.log"]
+)
 
 
 @contextmanager
 def running(run_dir: Path):
     """The target, past its start: it is about to take its first step."""
-    command = [sys.executable, str(TARGET), str(run_dir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline().startswith("from ")
+    started = CONTEXT.Event()
+    process = CONTEXT.Process(target=kill_target.train, args=(str(run_dir), started))
+    process.start()
+    try:
+        assert started.wait(timeout=60)
         yield process
+    finally:
+        process.kill()
+        process.join()
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
+def wait_for(condition, process: BaseProcess) -> None:
     deadline = time.monotonic() + 60
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
+    while not condition() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.0005)
+
+
+def exit_of(process: BaseProcess) -> int | None:
+    process.join(timeout=60)
+    return process.exitcode
 
 
 def being_written(run_dir: Path) -> bool:
@@ -41,7 +58,7 @@ def test_ten_kills_end_bit_identical_to_none(tmp_path):
     rng = random.Random(0)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with running(whole) as process:
-        assert process.wait() == 0
+        assert exit_of(process) == 0
 
     inside_a_write, deaths = 0, 0
     for attempt in range(KILLS):
@@ -50,13 +67,13 @@ def test_ten_kills_end_bit_identical_to_none(tmp_path):
                 wait_for(lambda: being_written(killed), process)
             else:
                 time.sleep(rng.uniform(0.0, 0.4))
-            process.send_signal(signal.SIGKILL)
-            deaths += process.wait() == -signal.SIGKILL
+            os.kill(process.pid, signal.SIGKILL)
+            deaths += exit_of(process) == -signal.SIGKILL
         inside_a_write += being_written(killed)
     assert deaths == KILLS, "the run must be long enough to be killed every time"
     assert inside_a_write >= 2, "some kills must have hit a checkpoint while it was written"
     with running(killed) as process:
-        assert process.wait() == 0
+        assert exit_of(process) == 0
 
     with np.load(whole / "final.npz") as expected, np.load(killed / "final.npz") as found:
         assert set(expected) == set(found)
@@ -76,12 +93,12 @@ def test_sigterm_finishes_the_step_saves_and_resumes(tmp_path):
     with running(tmp_path) as process:
         log = tmp_path / "metrics.jsonl"
         wait_for(lambda: log.exists() and log.stat().st_size, process)  # training is under way
-        process.send_signal(signal.SIGTERM)
-        assert process.wait() == 0
+        os.kill(process.pid, signal.SIGTERM)
+        assert exit_of(process) == 0
     saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     assert saved, "the state was saved when the signal came"
     assert max(saved) < STEPS
     with running(tmp_path) as process:
-        assert process.wait() == 0
+        assert exit_of(process) == 0
     with np.load(tmp_path / "final.npz") as final:
         assert final[".step"] == STEPS

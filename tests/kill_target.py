@@ -1,6 +1,6 @@
-"""A small training run for the tests to kill: `kill_target.py RUN_DIR` goes on where it was."""
+"""A small training run for the tests to kill, in a process of its own. It goes on where it was."""
 
-import sys
+from multiprocessing.synchronize import Event
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from jaxvision.train.resident import ResidentData
 STEPS = 420
 
 
-def main(run_dir: str) -> None:
+def train(run_dir: str, started: Event) -> None:
+    """Trains to the end. Sets `started` when it is about to take its first step."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (333, 12, 12, 1), dtype=np.uint8)
     labels = (images.reshape(333, -1).mean(axis=1) > 127).astype(np.int32)
@@ -35,7 +36,7 @@ def main(run_dir: str) -> None:
     with CheckpointStore(run_dir, best="val/loss") as store:
         if store.steps():
             state = store.restore(like=state)
-        print(f"from {int(state.step)}", flush=True)
+        started.set()
         with RunLog(run_dir, start_step=int(state.step), quiet=True) as log:
             result = fit(
                 state,
@@ -51,8 +52,3 @@ def main(run_dir: str) -> None:
             )
     arrays = jax.tree_util.tree_leaves_with_path(result.state)
     np.savez(f"{run_dir}/final.npz", **{jax.tree_util.keystr(path): x for path, x in arrays})
-    print("finished", flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
