@@ -30,9 +30,21 @@ class Start(NamedTuple):
     std: Any
 
 
-def drawn_variables(model: str, options: Mapping[str, Any], seed: int) -> Variables:
+def drawn_variables(
+    model: str,
+    options: Mapping[str, Any],
+    seed: int,
+    where: Callable[[str], bool] | None = None,
+) -> Variables:
     network = get_model(model, **options)
-    return init_variables(network, jax.random.key(seed), INPUT_SHAPE[1:])
+    return init_variables(network, jax.random.key(seed), INPUT_SHAPE[1:], where=where)
+
+
+def _around_the_classifier(path: str) -> bool:
+    """Whether a leaf of a detector or a localizer is not of the classifier that it is built on."""
+    _, part, *inside = path.split("/")
+    of_pyramid = inside[0] in ("fpn", "extra", "features")
+    return part != "backbone" or of_pyramid or inside[-1] == "num_batches_tracked"
 
 
 def start_from(
@@ -53,16 +65,16 @@ def start_from(
         inside = given["params"].get("backbone", {})
         if "body" in inside and model == "localizer":
             body = {kind: given[kind]["backbone"]["body"] for kind in ("params", "batch_stats")}
-            return Start(put_backbone(draw(), body), mean, std)
+            return Start(put_backbone(draw(_around_the_classifier), body), mean, std)
         if inside:
             blank = jax.ShapeDtypeStruct(INPUT_SHAPE, np.float32)
             wanted = jax.eval_shape(get_model(model, **options).init, jax.random.key(0), blank)
             if "body" in inside and _maps(wanted["params"]["backbone"]) != _maps(inside):
                 print(f"of {init} the network below the pyramid: {model} has another above it")
                 body = {kind: given[kind]["backbone"]["body"] for kind in ("params", "batch_stats")}
-                return Start(put_backbone(draw(), body), mean, std)
+                return Start(put_backbone(draw(_around_the_classifier), body), mean, std)
             return Start(shared(wanted, given, init, draw), mean, std)
-        return Start(put_backbone(draw(), given), mean, std)
+        return Start(put_backbone(draw(_around_the_classifier), given), mean, std)
     if is_detector(init, model):
         given = load_weights(model, init, seed=seed, **options)
         published = find_weights(model, next(iter(CATALOG[model]))) if model in CATALOG else None
@@ -73,7 +85,7 @@ def start_from(
     classifier = load_weights(backbone, init, num_classes=0, **body)
     published = init if init in CATALOG.get(backbone, {}) else "DEFAULT"
     normal = find_weights(backbone, published).preprocessing
-    return Start(put_backbone(draw(), classifier), normal.mean, normal.std)
+    return Start(put_backbone(draw(_around_the_classifier), classifier), normal.mean, normal.std)
 
 
 def _maps(backbone: Mapping[str, Any]) -> Any:
@@ -103,17 +115,20 @@ def body_of(name: str, variables: Variables) -> str:
 
 
 def shared(
-    wanted: Variables, given: Variables, origin: str, draw: Callable[[], Variables]
+    wanted: Variables,
+    given: Variables,
+    origin: str,
+    draw: Callable[[Callable[[str], bool]], Variables],
 ) -> dict[str, Any]:
     """Returns variables of the shapes `wanted`: from `given` the parts that it has too.
 
-    A layer whose shape is another, as that of the classes is for other classes, is as `draw` makes
-    it, which is printed; a backbone that does not fit is a `UserError`.
+    A layer whose shape is another, as that of the classes is for other classes, is drawn, which is
+    printed; a backbone that does not fit is a `UserError`.
     """
     old = dict(jax.tree_util.tree_flatten_with_path(dict(given))[0])
     leaves, tree = jax.tree_util.tree_flatten_with_path(dict(wanted))
     fits = [path in old and np.shape(old[path]) == leaf.shape for path, leaf in leaves]
-    if all(fits):  # so that none are drawn, which takes seconds
+    if all(fits):
         return jax.tree.unflatten(tree, [old[path] for path, _ in leaves])
     names = ("/".join(key.key for key in path) for path, _ in leaves)
     fresh = [name for name, fit in zip(names, fits, strict=True) if not fit]
@@ -125,7 +140,7 @@ def shared(
         )
     more = f" and {len(fresh) - SHOWN} more" if len(fresh) > SHOWN else ""
     print(f"fresh, because {origin} has none that fits: {', '.join(fresh[:SHOWN])}{more}")
-    drawn = jax.tree.leaves(dict(draw()))
+    drawn = jax.tree.leaves(dict(draw(set(fresh).__contains__)))
     kept = [
         old[path] if fit else new for (path, _), fit, new in zip(leaves, fits, drawn, strict=True)
     ]

@@ -3,13 +3,16 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jaxvision.report import Section
 from jaxvision.report import html as page
 from jaxvision.report.embed import to_svg
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 
 class CheckError(Exception):

@@ -11,6 +11,7 @@ detector; finetuning/ in it has the network's.
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,11 @@ def first_classifier(config: Any, options: Mapping[str, Any]) -> Start:
         return Start(given, normal.mean, normal.std)
     network = get_model(name, num_classes=options["num_classes"], **kept)
     side = options["crop_size"]
-    drawn = init_variables(network, jax.random.key(config.seed), (side, side, 3))
+    draw = partial(init_variables, network, jax.random.key(config.seed), (side, side, 3))
     if config.init is None:
-        return Start(drawn, MEAN, STD)
+        return Start(draw(), MEAN, STD)
     _, given, meta = load_checkpoint(config.init)
+    drawn = draw(where=lambda path: path.split("/")[1] in HEADS)
     return Start(
         with_new_head(drawn, given, config.init), meta.get("mean", 0.0), meta.get("std", 1)
     )

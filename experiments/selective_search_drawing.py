@@ -1,6 +1,7 @@
 """Pictures of a grouping: its levels in colour, and the boxes that cover the objects best."""
 
 import colorsys
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,6 +9,9 @@ from jaxvision.data.grouping import Hierarchy
 from jaxvision.metrics.boxes import pairwise_iou
 from jaxvision.report import theme
 from jaxvision.report.overlay import draw_objects, enlarge, picture_scale
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 
 def region_colors(hierarchy: Hierarchy) -> np.ndarray:

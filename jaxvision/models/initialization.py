@@ -7,16 +7,27 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PRNGKeyArray
 
 from jaxvision.types import Variables
 
 
-def init_variables(model: nn.Module, key: PRNGKeyArray, input_shape: Sequence[int]) -> Variables:
+def init_variables(
+    model: nn.Module,
+    key: PRNGKeyArray,
+    input_shape: Sequence[int],
+    *,
+    where: Callable[[str], bool] | None = None,
+) -> Variables:
     """Returns `model.init(key, images)` for pictures of `input_shape` (h, w, c), compiled.
 
     The same values as `jax.jit(model.init)` on the CPU, where compiling that takes LLVM most of ten
     seconds for a ResNet, all of it for the loops of the random numbers; this takes one.
+
+    `where` says of the path of an array, such as `params/fc/kernel`, whether it is wanted. Those
+    that are not, because they come from elsewhere, are a `jax.ShapeDtypeStruct`: drawing them is
+    not even compiled.
 
     >>> from jaxvision.models import get_model
     >>> variables = init_variables(get_model("lenet"), jax.random.key(0), (28, 28, 1))
@@ -24,7 +35,17 @@ def init_variables(model: nn.Module, key: PRNGKeyArray, input_shape: Sequence[in
     (5, 5, 1, 6)
     """
     images = jnp.zeros((1, *input_shape), jnp.float32)
-    return jit_once(model.init)(key, images)
+    if where is None:
+        return jit_once(model.init)(key, images)
+    result = {}
+
+    def draw(key: PRNGKeyArray, images: jax.Array) -> dict[str, jax.Array]:
+        flat = flatten_dict(model.init(key, images), sep="/")
+        result.update({path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in flat.items()})
+        return {path: x for path, x in flat.items() if where(path)}
+
+    result |= jit_once(draw)(key, images)
+    return unflatten_dict(result, sep="/")
 
 
 def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -41,6 +41,8 @@ def config(rcnn, data_dir, tmp_path_factory):
         num_test=16,
         epochs=2,
         batch_size=4,
+        optimizer="sgd",  # the least to compile
+        ema_decay=None,
         width=8,
         fpn_features=8,
         representation_size=16,
@@ -215,8 +217,6 @@ def test_voc2007_keeps_the_shapes_of_its_pictures(rcnn, config, tmp_path, capsys
         longest=96,
         batch_size=2,
         epochs=1,
-        optimizer="sgd",
-        ema_decay=None,
         num_train=None,
         num_val=1,
         num_test=None,

@@ -16,6 +16,21 @@ def test_the_variables_are_those_of_init():
     jax.tree.map(np.testing.assert_array_equal, init_variables(model, key, (4, 4, 1)), expected)
 
 
+def test_what_is_not_wanted_is_its_shape():
+    model, key = get_model("mlp", hidden=[8]), jax.random.key(3)
+    whole = init_variables(model, key, (4, 4, 1))
+    part = init_variables(model, key, (4, 4, 1), where=lambda path: path.endswith("kernel"))
+    assert jax.tree.structure(part) == jax.tree.structure(whole)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(part)[0]:
+        expected = whole
+        for step in path:
+            expected = expected[step.key]
+        if path[-1].key == "kernel":
+            np.testing.assert_array_equal(leaf, expected)
+        else:
+            assert leaf == jax.ShapeDtypeStruct(expected.shape, expected.dtype)
+
+
 @pytest.mark.parametrize(
     ("flags", "options"),
     [
