@@ -1,5 +1,6 @@
 """Shared by all tests: one CPU backend, strict numerics, one compile cache for all workers."""
 
+import fcntl
 import gc
 import importlib
 import json
@@ -42,12 +43,16 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    """A data folder for this run of the suite, shared by its workers. Not to be changed."""
+def shared_dir(tmp_path_factory):
+    """A folder for this run of the suite, one for all its workers."""
     base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    return base / "datasets"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared_dir):
+    """A data folder for this run of the suite. Not to be changed."""
+    return shared_dir / "datasets"
 
 
 @pytest.fixture(scope="session")
@@ -128,10 +133,13 @@ def run_script(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
-def trained_run(experiment, data_dir, tmp_path_factory):
-    """The folder of a run of experiments/fashion_mnist.py: two epochs on the embedded pictures."""
+def trained_run(experiment, data_dir, shared_dir):
+    """The folder of a run of experiments/fashion_mnist.py: two epochs on the embedded pictures.
+
+    Not to be changed: the workers share it. One trains, and another that needs it waits.
+    """
     fashion_mnist = experiment("fashion_mnist")
-    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    run_dir = shared_dir / "trained"
     config = fashion_mnist.Config(
         epochs=2,
         batch_size=50,
@@ -141,5 +149,8 @@ def trained_run(experiment, data_dir, tmp_path_factory):
         run_dir=run_dir,
         log_every=50,
     )
-    fashion_mnist.main(config)
+    with run_dir.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (run_dir / "report.html").exists():
+            fashion_mnist.main(config)
     return run_dir
