@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxvision.errors import UserError
 from jaxvision.models import get_model, init_variables
-from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.train.checkpoint import load_checkpoint, load_meta
 from jaxvision.types import Variables
 from jaxvision.weights import find_weights, load_weights, put_backbone, read_torch
 from jaxvision.weights.catalog import CATALOG
@@ -97,7 +97,7 @@ def options_of_run(init: str | None, model: str) -> dict[str, Any] | None:
     """Returns the options of the run in the folder `init`, if it is one of `model`."""
     if init is None or not Path(init).is_dir():
         return None
-    meta = load_checkpoint(init)[2]
+    meta = load_meta(init)
     return dict(meta["options"]) if meta["model"] == model else None
 
 

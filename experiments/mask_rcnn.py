@@ -45,7 +45,7 @@ from jaxvision.losses import keypoint_rcnn_loss, mask_rcnn_loss
 from jaxvision.losses.rcnn import Sampling
 from jaxvision.metrics.coco import coco_scores
 from jaxvision.ops import encode_masks
-from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.train.checkpoint import load_meta
 from jaxvision.train.optim import freeze, step_lr, warmup
 from jaxvision.train.run import Run, enable_compilation_cache
 from jaxvision.types import LossFn
@@ -238,7 +238,7 @@ def options_of(config: Config, num_classes: int) -> dict[str, Any]:
     """Returns the model's options, those of the run in --init first; there it has no background."""
     options: dict[str, Any] = {}
     if config.init is not None and Path(config.init).is_dir():
-        options |= load_checkpoint(config.init)[2]["options"]
+        options |= load_meta(config.init)["options"]
         if not of_keypoints(config):
             options = {n: x for n, x in options.items() if n not in KEYPOINT_OPTIONS}
         elif config.data == "garment_scenes":
@@ -269,7 +269,7 @@ def first_weights(config: Config, options: Mapping[str, Any]) -> Start:
 
 def _model_of_run(init: str, wanted: str | None) -> str:
     """Returns the model on the run's backbone: the run's own, or else with the branch wanted."""
-    name = load_checkpoint(init)[2]["model"]
+    name = load_meta(init)["model"]
     family, _, rest = name.partition("_")
     if wanted is not None:
         kind = wanted.partition("_")[0]

@@ -43,7 +43,7 @@ from jaxvision.data import DetectionBatches, DetectionDataset
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.models import get_model
 from jaxvision.ops import encode_masks
-from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.train.checkpoint import load_meta
 from jaxvision.train.run import enable_compilation_cache, read_config
 from jaxvision.weights import to_torch
 
@@ -73,7 +73,7 @@ class Config:
 
 def settings_of(run: Path) -> Any:
     """Returns the flags that the run was made with, as its experiment's `Config`."""
-    name = load_checkpoint(run, "best")[2]["model"]
+    name = load_meta(run)["model"]
     experiment = {"fasterrcnn": rcnn, "maskrcnn": mask_rcnn}.get(name.partition("_")[0])
     stored = read_config(run)
     if experiment is None or "resnet" not in name or stored["data"] != "garment_scenes":

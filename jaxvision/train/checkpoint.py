@@ -17,12 +17,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxvision.errors import UserError
-from jaxvision.train.state import TrainState
+from jaxvision.train.disk_errors import read_errors_explained, write_errors_explained
+from jaxvision.train.state import TrainState, copied
 from jaxvision.train.tree import check_same_tree
 from jaxvision.types import Variables
 
@@ -133,18 +133,18 @@ class CheckpointStore:
             "meta": ocp.args.JsonSave(_plain_json(meta or {})),
         }
         scored = None if metrics is None else self._scored(metrics)
-        with _write_errors_explained(self.run_dir):
+        with write_errors_explained(self.run_dir):
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=scored)
 
     def wait(self) -> None:
         """Blocks until what was saved is completely written."""
-        with _write_errors_explained(self.run_dir):
+        with write_errors_explained(self.run_dir):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the background write and lets go of the folder."""
         _WRITERS.discard(self)
-        with _write_errors_explained(self.run_dir):
+        with write_errors_explained(self.run_dir):
             self._manager.close()
 
     def restore(self, like: TrainState, which: str | int = "latest") -> TrainState:
@@ -171,7 +171,7 @@ class CheckpointStore:
     def meta(self, which: str | int = "latest") -> dict[str, Any]:
         """Returns the JSON that was saved with `which`."""
         step = self.step(which)
-        with _read_errors_explained(self.run_dir, step):
+        with read_errors_explained(self.run_dir, step):
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
             return self._manager.restore(step, args=args)["meta"]
 
@@ -210,7 +210,7 @@ class CheckpointStore:
         return {**values, _SCORE: -values[name] if mode == "min" else values[name]}
 
     def _stored_tree(self, step: int) -> dict[str, Any]:
-        with _read_errors_explained(self.run_dir, step):
+        with read_errors_explained(self.run_dir, step):
             tree = self._manager.item_metadata(step)["state"].tree
         return {k: v for k, v in tree.items() if jax.tree.leaves(v)}
 
@@ -226,7 +226,7 @@ class CheckpointStore:
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
             partial_restore=True,
         )
-        with _read_errors_explained(self.run_dir, step):
+        with read_errors_explained(self.run_dir, step):
             restored = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         # Orbax has restored parts silently (its issue 2972): every leaf must have come.
         check_same_tree(want, restored, f"what was restored from {self.run_dir}, step {step},")
@@ -245,6 +245,21 @@ def load_checkpoint(
     # Imported here: this function is the one place of train/ that turns a name into a model.
     from jaxvision.models import get_model
 
+    with _described(run_dir, which) as (store, meta):
+        model = get_model(meta["model"], **meta["options"])
+        images = jax.ShapeDtypeStruct((1, *meta["input_shape"]), np.float32)
+        like = jax.eval_shape(model.init, jax.random.key(0), images)
+        return model, store.restore_variables(like, which), meta
+
+
+def load_meta(run_dir: str | Path, which: str | int = "best") -> dict[str, Any]:
+    """Returns the `meta` of `load_checkpoint`, without reading the weights."""
+    with _described(run_dir, which) as (_, meta):
+        return meta
+
+
+@contextmanager
+def _described(run_dir: str | Path, which: str | int) -> Iterator[tuple[CheckpointStore, dict]]:
     for writer in list(_WRITERS):
         if writer.run_dir.absolute() == Path(run_dir).absolute():
             writer.wait()
@@ -256,11 +271,7 @@ def load_checkpoint(
                 f"the checkpoint in {run_dir} does not say its {', '.join(missing)}; it was saved "
                 f"without meta, so restore it with CheckpointStore.restore and your own model"
             )
-        model = get_model(meta["model"], **meta["options"])
-        images = jax.ShapeDtypeStruct((1, *meta["input_shape"]), np.float32)
-        like = jax.eval_shape(model.init, jax.random.key(0), images)
-        variables = store.restore_variables(like, which)
-        return model, variables, {**meta, "step": store.step(which)}
+        yield store, {**meta, "step": store.step(which)}
 
 
 def save_variables(path: str | Path, variables: Variables) -> None:
@@ -268,7 +279,7 @@ def save_variables(path: str | Path, variables: Variables) -> None:
     path = Path(path).absolute()
     if path.exists():
         raise UserError(f"{path} exists already; choose another path or delete it first")
-    with _write_errors_explained(path), ocp.PyTreeCheckpointer() as checkpointer:
+    with write_errors_explained(path), ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(path, dict(variables))
 
 
@@ -277,7 +288,7 @@ def load_variables(path: str | Path, like: Variables) -> dict[str, Any]:
     path = Path(path).absolute()
     if not path.is_dir():
         raise UserError(f"no weights at {path}")
-    with _read_errors_explained(path), ocp.PyTreeCheckpointer() as checkpointer:
+    with read_errors_explained(path), ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.metadata(path).item_metadata.tree
         check_same_tree(like, stored, f"the weights in {path}")
         abstract = jax.tree.map(_abstract, dict(like))
@@ -301,7 +312,7 @@ def _as_free_as(like: Any, restored: jax.Array) -> jax.Array:
     be compiled again, and not be found in the cache.
     """
     bound = getattr(like, "committed", getattr(like, "sharding", None) is not None)
-    return restored if bound else jnp.array(np.asarray(restored))
+    return restored if bound else copied(np.asarray(restored))
 
 
 def _plain_json(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,38 +320,3 @@ def _plain_json(meta: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(meta))
     except TypeError as error:
         raise UserError(f"a checkpoint's meta must be plain JSON: {error}") from error
-
-
-@contextmanager
-def _write_errors_explained(place: Path) -> Iterator[None]:
-    """Turns what orbax and tensorstore raise on a failed write into one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        text = str(error)
-        full = any(sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC"))
-        why = "the disk is full" if full else f"{type(error).__name__}: {_first_line(text)}"
-        raise UserError(
-            f"could not write a checkpoint to {place}: {why}; earlier checkpoints are untouched"
-        ) from error
-
-
-@contextmanager
-def _read_errors_explained(place: Path, step: int | None = None) -> Iterator[None]:
-    """Turns what orbax raises on a damaged checkpoint into one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        which = "" if step is None else f" of step {step}"
-        raise UserError(
-            f"the checkpoint in {place}{which} cannot be read, it is damaged or incomplete "
-            f"({type(error).__name__}: {_first_line(str(error))})"
-        ) from error
-
-
-def _first_line(text: str) -> str:
-    return (text.splitlines() or [""])[0]

@@ -41,13 +41,20 @@ def create_state(
     The arrays are copied, because a train step donates its state: `variables` stays usable. Where
     they are bound to a device or a mesh, as `jax.device_put` does it, all of the state is.
     """
-    params = jax.tree.map(jnp.array, variables["params"])
-    batch_stats = jax.tree.map(jnp.array, variables.get("batch_stats", {}))
+    params = jax.tree.map(copied, variables["params"])
+    batch_stats = jax.tree.map(copied, variables.get("batch_stats", {}))
     average = None
     if ema:
-        average = jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats})
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), average)
+        average = jax.tree.map(copied, {"params": params, "batch_stats": batch_stats})
+    # One program: op by op it would be one for each shape.
+    opt_state = jax.jit(tx.init)(params)
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, average)
     return _bound_together(state)
+
+
+def copied(x: Any) -> jax.Array:
+    """Returns a copy on the device. Unlike `jnp.array` it compiles nothing for a new shape."""
+    return jax.device_put(x, may_alias=False)
 
 
 def _bound_together(state: TrainState) -> TrainState:

@@ -126,7 +126,7 @@ def test_a_run_gives_its_backbone_to_the_model_on_it(mask_rcnn, faster_run, monk
         mask_rcnn.settled(wrong)
     poses = {"model": "keypointrcnn_resnet18_fpn"}
     poses["options"] = {**OPTIONS, "num_keypoints": 4, "head_depth": 4, "head_features": 64}
-    monkeypatch.setattr(mask_rcnn, "load_checkpoint", lambda folder: (None, None, poses))
+    monkeypatch.setattr(mask_rcnn, "load_meta", lambda folder: poses)
     masks = mask_rcnn.settled(mask_rcnn.Config(init=str(faster_run), model="maskrcnn_resnet18_fpn"))
     assert mask_rcnn.options_of(masks, 10) == {**OPTIONS, "num_classes": 11}
 

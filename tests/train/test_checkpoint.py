@@ -19,6 +19,7 @@ from jaxvision.train import create_state
 from jaxvision.train.checkpoint import (
     CheckpointStore,
     load_checkpoint,
+    load_meta,
     load_variables,
     save_variables,
 )
@@ -157,7 +158,7 @@ def test_load_checkpoint_needs_only_the_folder(tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.save(state, metrics={"val_loss": 0.5}, meta=META)
     model, variables, meta = load_checkpoint(tmp_path)
-    assert meta == {**META, "step": 1}
+    assert meta == load_meta(tmp_path) == {**META, "step": 1}
     images = jax.random.uniform(jax.random.key(0), (3, 28, 28, 1))
     own = jax.jit(get_model("lenet", **OPTIONS).apply)({"params": state.params}, images)
     np.testing.assert_array_equal(jax.jit(model.apply)(variables, images), own)
@@ -205,8 +206,9 @@ def test_what_is_not_a_checkpoint_is_refused(tmp_path):
         store.save(new_state(step=1))
         with pytest.raises(UserError, match="there are 'latest', 'best' and the steps 1"):
             store.restore(like=new_state(), which=3)
-    with pytest.raises(UserError, match="does not say its model, options, input_shape"):
-        load_checkpoint(tmp_path)
+    for load in (load_checkpoint, load_meta):
+        with pytest.raises(UserError, match="does not say its model, options, input_shape"):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize("victim", ["state", "meta"])
