@@ -56,9 +56,10 @@ def targets_of(
     """Returns the targets of anchors whose object is `matched`, negative where there is none.
 
     >>> anchors = jnp.array([[0.0, 0.0, 4.0, 4.0], [8.0, 8.0, 9.0, 9.0]])
-    >>> target = targets_of(jnp.array([0, -1]), anchors, anchors[:1] + 1, jnp.array([6]))
-    >>> target.classes.tolist(), target.boxes[0].tolist()
-    ([7, 0], [1.0, 1.0, 5.0, 5.0])
+    >>> matched, label = jnp.array([0, -1]), jnp.array([6])
+    >>> target = jax.jit(targets_of)(matched, anchors, jnp.array([[1.0, 1.0, 5.0, 5.0]]), label)
+    >>> target.classes.tolist(), target.boxes.tolist()
+    ([7, 0], [[1.0, 1.0, 5.0, 5.0], [8.0, 8.0, 9.0, 9.0]])
     """
     foreground = matched >= 0
     index = jnp.where(foreground, matched, 0)
@@ -81,8 +82,8 @@ def retinanet_terms(
     distance of the deltas, or 1 - the generalised IoU of the box that they make.
 
     >>> anchors, logits = jnp.array([[0.0, 0.0, 8.0, 8.0]]), jnp.zeros((1, 2))
-    >>> targets = targets_of(jnp.array([0]), anchors, anchors + 2, jnp.array([0]))
-    >>> losses = retinanet_terms(logits, jnp.zeros((1, 4)), anchors, targets)
+    >>> targets = jax.jit(targets_of)(jnp.array([0]), anchors, anchors + 2, jnp.array([0]))
+    >>> losses = jax.jit(retinanet_terms)(logits, jnp.zeros((1, 4)), anchors, targets)
     >>> [round(float(loss), 3) for loss in losses]
     [0.173, 0.5]
     """
@@ -154,8 +155,9 @@ def fcos_terms(
 
     >>> squares, logits = jnp.array([[0.0, 0.0, 8.0, 8.0]]), jnp.zeros((1, 2))
     >>> box, first = jnp.array([[2.0, 0.0, 8.0, 8.0]]), jnp.array([0])
-    >>> targets = targets_of(first, squares, box, first)
-    >>> losses = fcos_terms(logits, jnp.full((1, 4), 0.5), jnp.zeros(1), squares, targets)
+    >>> targets = jax.jit(targets_of)(first, squares, box, first)
+    >>> outputs = logits, jnp.full((1, 4), 0.5), jnp.zeros(1)
+    >>> losses = jax.jit(fcos_terms)(*outputs, squares, targets)
     >>> [round(float(loss), 3) for loss in losses]
     [0.173, 0.25, 0.693]
     """
@@ -220,9 +222,11 @@ def ssd_terms(
     Smooth L1 of the positive boxes' deltas; cross-entropy of the positive ones' classes, and of
     the three times as many background boxes for which it is largest (hard negatives, section 2.2).
 
-    >>> boxes, logits = jnp.eye(3, 4) + jnp.array([[0.0, 0.0, 8.0, 8.0]]), jnp.zeros((3, 2))
-    >>> targets = targets_of(jnp.array([0, -1, -1]), boxes, boxes[:1], jnp.array([0]))
-    >>> [round(float(loss), 3) for loss in ssd_terms(logits, jnp.ones((3, 4)), boxes, targets)]
+    >>> boxes, logits = jnp.array([[0.0, 0.0, 8.0, side] for side in (7, 8, 9)]), jnp.zeros((3, 2))
+    >>> matched, label = jnp.array([0, -1, -1]), jnp.array([0])
+    >>> targets = jax.jit(targets_of)(matched, boxes, boxes[:1], label)
+    >>> losses = jax.jit(ssd_terms)(logits, jnp.ones((3, 4)), boxes, targets)
+    >>> [round(float(loss), 3) for loss in losses]
     [2.0, 2.079]
     """
     foreground, classes, boxes, _ = targets

@@ -22,8 +22,8 @@ def sigmoid_focal_loss(
     `alpha` is None. With `gamma` 0 it is cross-entropy. Float32 or better, also of bfloat16 logits.
     Padding: set the logits to 0 first, and leave the result out.
 
-    >>> losses = sigmoid_focal_loss(jnp.array([0.0, 4.0, 4.0]), jnp.array([1.0, 1.0, 0.0]))
-    >>> [round(float(loss), 5) for loss in losses]
+    >>> logits, targets = jnp.array([0.0, 4.0, 4.0]), jnp.array([1.0, 1.0, 0.0])
+    >>> [round(loss, 5) for loss in jax.jit(sigmoid_focal_loss)(logits, targets).tolist()]
     [0.04332, 0.0, 2.90618]
     """
     logits = jnp.asarray(logits)

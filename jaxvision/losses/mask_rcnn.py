@@ -40,7 +40,7 @@ def mask_head_loss(
     any valid one the loss is 0.
 
     >>> logits, whole = jnp.zeros((1, 2, 2, 3)), jnp.ones((1, 2, 2))
-    >>> loss = mask_head_loss(logits, jnp.array([2]), whole, jnp.array([True]))
+    >>> loss = jax.jit(mask_head_loss)(logits, jnp.array([2]), whole, jnp.array([True]))
     >>> round(float(loss), 4)
     0.6931
     """
@@ -63,7 +63,8 @@ def keypoint_targets(
     `keypoints_to_heatmap`.
 
     >>> points = jnp.array([[[2.0, 3.0, 1.0], [4.0, 4.0, 2.0], [2.0, 3.0, 0.0]]])
-    >>> cells, valid = keypoint_targets(points, jnp.array([[0.0, 0.0, 4.0, 4.0]]), 4)
+    >>> roi = jnp.array([[0.0, 0.0, 4.0, 4.0]])
+    >>> cells, valid = jax.jit(keypoint_targets, static_argnums=2)(points, roi, 4)
     >>> cells.tolist(), valid.tolist()
     ([[14, 15, 0]], [[True, True, False]])
     """
@@ -88,8 +89,9 @@ def keypoint_head_loss(
     without any valid one the loss is 0. Of another number of keypoints than the logits' it is a
     ValueError.
 
-    >>> loss = keypoint_head_loss(jnp.zeros((1, 4, 4, 1)), jnp.array([[5]]), jnp.array([[True]]))
-    >>> round(float(jnp.exp(loss)), 3)
+    >>> logits, cell, there = jnp.zeros((1, 4, 4, 1)), jnp.array([[5]]), jnp.array([[True]])
+    >>> loss = jax.jit(keypoint_head_loss)(logits, cell, there)
+    >>> round(float(np.exp(loss)), 3)
     16.0
     """
     *n, s, _, p = keypoint_logits.shape

@@ -68,7 +68,8 @@ def sample_anchors(
 
     >>> anchors = jnp.array([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 10.0], [20.0, 0.0, 28.0, 8.0]])
     >>> key, there = jax.random.key(0), jnp.array([True])
-    >>> sample = sample_anchors(key, anchors, anchors[:1], there, size=4, positive_fraction=0.25)
+    >>> draw = jax.jit(sample_anchors, static_argnames=("size", "positive_fraction"))
+    >>> sample = draw(key, anchors, anchors[:1], there, size=4, positive_fraction=0.25)
     >>> sample.valid.tolist(), sample.positive.tolist()
     ([True, True, False, False], [True, False, False, False])
     """
@@ -96,7 +97,7 @@ def rpn_loss(
     even where it holds NaN.
 
     >>> yes, no = jnp.array([True, True]), jnp.array([False, False])
-    >>> losses = rpn_loss(jnp.zeros(2), jnp.ones((2, 4)), no, jnp.zeros((2, 4)), yes)
+    >>> losses = jax.jit(rpn_loss)(jnp.zeros(2), jnp.ones((2, 4)), no, jnp.zeros((2, 4)), yes)
     >>> [round(float(loss), 4) for loss in losses]
     [0.6931, 0.0]
     """
@@ -129,7 +130,8 @@ def sample_rois(
 
     >>> box = jnp.array([[0.0, 0.0, 8.0, 8.0]])
     >>> there = jnp.array([True])
-    >>> sample = sample_rois(jax.random.key(0), box + 40, there, box, jnp.array([6]), there, size=4)
+    >>> draw = jax.jit(sample_rois, static_argnames="size")
+    >>> sample = draw(jax.random.key(0), box + 40, there, box, jnp.array([6]), there, size=4)
     >>> sample.classes.tolist(), sample.valid.tolist()
     ([7, 0, 0, 0], [True, True, False, False])
     """
@@ -168,7 +170,8 @@ def box_head_loss(
     even where it holds NaN.
 
     >>> logits, deltas = jnp.zeros((1, 2)), jnp.full((1, 2, 4), 2.0)
-    >>> losses = box_head_loss(logits, deltas, jnp.array([1]), jnp.zeros((1, 4)), jnp.array([True]))
+    >>> classes, targets, valid = jnp.array([1]), jnp.zeros((1, 4)), jnp.array([True])
+    >>> losses = jax.jit(box_head_loss)(logits, deltas, classes, targets, valid)
     >>> [round(float(loss), 4) for loss in losses]
     [0.6931, 7.7778]
     """

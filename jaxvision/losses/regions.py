@@ -44,7 +44,8 @@ def finetuning_targets(
 
     >>> regions = jnp.array([[0.0, 0.0, 4.0, 8.0], [0.0, 0.0, 3.0, 8.0], [0.0, 0.0, 8.0, 8.0]])
     >>> there, label = jnp.array([True, True, False]), jnp.array([6])
-    >>> finetuning_targets(regions, there, regions[2:], label, jnp.array([True])).tolist()
+    >>> object_valid = jnp.array([True])
+    >>> jax.jit(finetuning_targets)(regions, there, regions[2:], label, object_valid).tolist()
     [7, 0, -1]
     """
     boxes, labels, box_valid = usable_objects(boxes, labels, box_valid)
@@ -73,9 +74,8 @@ def svm_targets(
 
     >>> regions = jnp.array([[0.0, 0.0, 2.0, 8.0], [0.0, 0.0, 3.0, 8.0]])
     >>> box, there = jnp.array([[0.0, 0.0, 8.0, 8.0]]), jnp.array([True])
-    >>> targets = svm_targets(regions, jnp.array([True, True]), box, jnp.array([1]), there,
-    ...                       num_labels=2)
-    >>> targets.tolist()
+    >>> scene = regions, jnp.array([True, True]), box, jnp.array([1]), there
+    >>> jax.jit(svm_targets, static_argnames="num_labels")(*scene, num_labels=2).tolist()
     [[-1, -1], [-1, 0], [-1, 1]]
     """
     m, found = len(box_valid), (boxes, labels, box_valid)
@@ -108,9 +108,9 @@ def box_regression_targets(
     Others have NO_CLASS and zeros.
 
     >>> region, there = jnp.array([[0.0, 0.0, 8.0, 8.0]]), jnp.array([True])
-    >>> box = jnp.array([[0.0, 2.0, 8.0, 8.0]])
-    >>> label, deltas = box_regression_targets(region, there, box, jnp.array([3]), there)
-    >>> label.tolist(), [round(x, 3) for x in deltas[0].tolist()]
+    >>> box, label = jnp.array([[0.0, 2.0, 8.0, 8.0]]), jnp.array([3])
+    >>> label, deltas = jax.jit(box_regression_targets)(region, there, box, label, there)
+    >>> label.tolist(), [round(x, 3) for x in deltas.ravel().tolist()]
     ([3], [0.0, 0.125, 0.0, -0.288])
     """
     boxes, labels, box_valid = usable_objects(boxes, labels, box_valid)

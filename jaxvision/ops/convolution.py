@@ -131,8 +131,8 @@ def conv_transpose2d(
     same axes as a Conv2d's, and nothing is flipped. `padding` is cut off on each side, and
     `output_padding` adds to the lower and the right end; `conv_transpose_output_size` has the sum.
 
-    >>> ones = jnp.ones((2, 2, 1, 1))
-    >>> conv_transpose2d(jnp.array([[[[1.0], [2.0]]]]), ones, stride=(2, 2))[0, ..., 0].tolist()
+    >>> x, ones = jnp.array([[[[1.0], [2.0]]]]), jnp.ones((2, 2, 1, 1))
+    >>> jax.jit(conv_transpose2d, static_argnums=2)(x, ones, (2, 2)).squeeze().tolist()
     [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]
     """
     fh, fw, features, channels = kernel.shape

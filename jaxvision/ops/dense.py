@@ -38,10 +38,11 @@ def decode_retinanet(
 
     >>> logits, deltas = jnp.array([[9.0, -9.0, 2.0]]), jnp.zeros((1, 4))
     >>> anchor = np.array([[1.0, 2.0, 5.0, 9.0]], np.float32)
-    >>> found = decode_retinanet([logits], [deltas], [anchor], (8, 8), max_detections=2)
+    >>> decode = jax.jit(decode_retinanet, static_argnames="max_detections")
+    >>> found = decode([logits], [deltas], [anchor], (8, 8), max_detections=2)
     >>> found.labels.tolist(), [round(score, 3) for score in found.scores.tolist()]
     ([1, 0], [0.881, 0.0])
-    >>> found.boxes[0].tolist(), found.valid.tolist()
+    >>> found.boxes.tolist()[0], found.valid.tolist()
     ([1.0, 2.0, 5.0, 8.0], [True, False])
     """
     boxes, scores, labels = [], [], []
@@ -76,8 +77,8 @@ def decode_fcos(
 
     >>> logits, distances = jnp.array([[0.0, 0.0]]), jnp.array([[0.5, 0.25, 1.0, 1.0]])
     >>> square = np.array([[0.0, 0.0, 8.0, 8.0]], np.float32)
-    >>> found = decode_fcos([logits], [distances], [jnp.zeros(1)], [square], (16, 16))
-    >>> found.boxes[0].tolist(), float(found.scores[0])
+    >>> found = jax.jit(decode_fcos)([logits], [distances], [jnp.zeros(1)], [square], (16, 16))
+    >>> found.boxes.tolist()[0], found.scores.tolist()[0]
     ([0.0, 2.0, 12.0, 12.0], 0.5)
     """
     boxes, scores, labels = [], [], []
@@ -114,7 +115,8 @@ def decode_ssd(
 
     >>> logits, deltas = jnp.array([[0.0, 0.0, 3.0]]), jnp.zeros((1, 4))
     >>> box = jnp.array([[1.0, 2.0, 5.0, 9.0]])
-    >>> found = decode_ssd(logits, deltas, box, (8, 8), max_detections=3)
+    >>> decode = jax.jit(decode_ssd, static_argnames="max_detections")
+    >>> found = decode(logits, deltas, box, (8, 8), max_detections=3)
     >>> found.labels.tolist(), [round(score, 3) for score in found.scores.tolist()]
     ([1, 0, 0], [0.909, 0.045, 0.0])
     """
@@ -140,7 +142,7 @@ def best_pairs(
     Of equal scores the first row, then the first column, comes first.
 
     >>> scores = jnp.array([[0.1, 0.5], [0.9, 0.2], [0.3, 0.5]])
-    >>> [x.tolist() for x in best_pairs(scores, 3)[1:]]
+    >>> [x.tolist() for x in jax.jit(best_pairs, static_argnums=1)(scores, 3)[1:]]
     [[1, 0, 2], [0, 1, 1]]
     """
     n, k = scores.shape

@@ -30,10 +30,11 @@ def select_detections(
 
     >>> boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 1.0, 10.0, 11.0], [20.0, 0.0, 30.0, 9.0]])
     >>> scores = jnp.array([[0.6, 0.3], [0.9, 0.0], [0.01, 0.5]])
-    >>> found = select_detections(boxes, scores, score_threshold=0.2, max_detections=4)
+    >>> select = jax.jit(select_detections, static_argnames=("score_threshold", "max_detections"))
+    >>> found = select(boxes, scores, score_threshold=0.2, max_detections=4)
     >>> found.labels.tolist(), found.valid.tolist()
     ([0, 1, 1, 0], [True, True, True, False])
-    >>> [round(float(score), 1) for score in found.scores]
+    >>> [round(score, 1) for score in found.scores.tolist()]
     [0.9, 0.5, 0.3, 0.0]
     """
     if max_detections < 1 or max_candidates < 1:
@@ -70,8 +71,9 @@ def suppress(
 ) -> PaddedDetections:
     """Returns what `batched_nms` leaves of the `usable` boxes, zeros behind it.
 
-    >>> boxes, scores = jnp.ones((2, 4)), jnp.array([0.5, 0.9])
-    >>> found = suppress(boxes, scores, jnp.array([3, 4]), jnp.array([True, False]), 0.5, 2)
+    >>> boxes, scores, labels = jnp.ones((2, 4)), jnp.array([0.5, 0.9]), jnp.array([3, 4])
+    >>> usable = jnp.array([True, False])
+    >>> found = jax.jit(suppress, static_argnums=(4, 5))(boxes, scores, labels, usable, 0.5, 2)
     >>> found.labels.tolist(), found.valid.tolist()
     ([3, 0], [True, False])
     """

@@ -19,8 +19,8 @@ def bicubic_weights(
     `outputs` are the pixels whose rows they are; `wanted` may be traced. Torch's
     `interpolate(mode="bicubic")`: pixel centres at one half, and the border repeated.
 
-    >>> bicubic_weights(jnp.array([1]), 2, jnp.array(4.0))[0].tolist()
-    [0.7734375, 0.2265625]
+    >>> jax.jit(bicubic_weights, static_argnums=1)(jnp.array([1]), 2, 4.0).tolist()
+    [[0.7734375, 0.2265625]]
     """
     scale = length / wanted
     position = scale * (outputs.astype(jnp.float32) + 0.5) - 0.5
@@ -48,7 +48,8 @@ def heatmaps_to_keypoints(
     many as each box has, which is a loop without a gradient.
 
     >>> maps = jnp.zeros((1, 4, 4, 1)).at[0, 1, 2, 0].set(3.0)
-    >>> keypoints, scores = heatmaps_to_keypoints(maps, jnp.array([[10.0, 20.0, 14.0, 24.0]]))
+    >>> box = jnp.array([[10.0, 20.0, 14.0, 24.0]])
+    >>> keypoints, scores = jax.jit(heatmaps_to_keypoints)(maps, box)
     >>> keypoints.tolist(), scores.tolist()
     ([[[12.5, 21.5]]], [[3.0]])
     """

@@ -37,10 +37,10 @@ def crop_masks(
     zeros. The boxes get no gradient. `picture_size` (h, w) is that of a picture smaller than its
     array: then, too, what is sampled at its border is its last pixels.
 
-    >>> masks = jnp.zeros((1, 4, 4), bool).at[0, :2].set(True)
-    >>> box, first = jnp.array([[0.0, 0.0, 4.0, 4.0]]), jnp.array([0])
-    >>> crop_masks(masks, box, first, 2)[0].tolist()
-    [[0.75, 0.75], [0.0, 0.0]]
+    >>> mask = np.array([[True] * 4, [True] * 4, [False] * 4, [False] * 4])
+    >>> box, first = np.array([[0, 0, 4, 4]], np.float32), np.array([0])
+    >>> jax.jit(crop_masks, static_argnums=3)(mask[None], box, first, 2).tolist()
+    [[[0.75, 0.75], [0.0, 0.0]]]
     """
     rows, columns = (size, size) if isinstance(size, int) else size
     masks = jnp.asarray(masks)

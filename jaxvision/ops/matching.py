@@ -87,7 +87,7 @@ def match_every_object(
     torchvision's SSDMatcher). Objects that are not `valid` match nothing.
 
     >>> iou = jnp.array([[0.8, 0.6, 0.1], [0.3, 0.2, 0.0]])
-    >>> match_every_object(iou, 0.5).tolist()
+    >>> jax.jit(match_every_object, static_argnums=1)(iou, 0.5).tolist()
     [1, 0, -1]
     """
     m, n = iou.shape
@@ -118,7 +118,8 @@ def match_places(
     section 3.2) as torchvision has it, where areas within 8 square pixels are equal in float32.
 
     >>> squares = [jnp.array([[0.0, 0.0, 8.0, 8.0], [8.0, 0.0, 16.0, 8.0]])]
-    >>> match_places(jnp.array([[7.0, 0.0, 17.0, 8.0], [0.0, 0.0, 60.0, 60.0]]), squares).tolist()
+    >>> boxes = jnp.array([[7.0, 0.0, 17.0, 8.0], [0.0, 0.0, 60.0, 60.0]])
+    >>> jax.jit(match_places)(boxes, squares).tolist()
     [-1, 0]
     """
     m, counts = boxes.shape[0], [len(each) for each in squares]
@@ -166,8 +167,9 @@ def sample_balanced(
     (ignored, or padding) are never drawn; each set of the right size is equally likely. The same
     key draws the same sample.
 
-    >>> positive = jnp.array([True, True, True, False, False, False])
-    >>> sample = sample_balanced(jax.random.key(0), positive, ~positive, 4, positive_fraction=0.25)
+    >>> positive = np.array([True, True, True, False, False, False])
+    >>> draw = jax.jit(sample_balanced, static_argnames=("size", "positive_fraction"))
+    >>> sample = draw(jax.random.key(0), positive, ~positive, size=4, positive_fraction=0.25)
     >>> sample.positive.tolist(), sample.valid.tolist()
     ([True, False, False, False], [True, True, True, True])
     """
@@ -209,7 +211,7 @@ def assign_to_cells(
     cell. Of several in one cell the first one wins, as in Darknet, and the others are not learnt.
 
     >>> boxes = jnp.array([[0.0, 0.0, 4.0, 4.0], [4.0, 1.0, 8.0, 3.0], [1.0, 1.0, 2.0, 2.0]])
-    >>> assign_to_cells(boxes, (8, 8), (2, 2)).tolist()
+    >>> jax.jit(assign_to_cells, static_argnums=2)(boxes, (8, 8), (2, 2)).tolist()
     [[0, 1], [-1, -1]]
     """
     m, (rows, columns) = boxes.shape[0], grid_size

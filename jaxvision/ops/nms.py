@@ -38,7 +38,9 @@ def nms(
     (Only areas below 1e-38 are zero here.) There is no gradient.
 
     >>> boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 1.0, 10.0, 11.0], [20.0, 0.0, 30.0, 10.0]])
-    >>> indices, kept = nms(boxes, jnp.array([0.7, 0.9, 0.1]), iou_threshold=0.5, max_outputs=3)
+    >>> suppress = jax.jit(nms, static_argnames=("iou_threshold", "max_outputs"))
+    >>> scores = jnp.array([0.7, 0.9, 0.1])
+    >>> indices, kept = suppress(boxes, scores, iou_threshold=0.5, max_outputs=3)
     >>> indices.tolist(), kept.tolist()
     ([1, 2, 0], [True, True, False])
     """
@@ -65,7 +67,8 @@ def batched_nms(
     scores keep the order of their boxes, which torchvision's leaves to chance.
 
     >>> boxes = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 1.0, 10.0, 11.0], [0.0, 0.0, 10.0, 9.0]])
-    >>> indices, kept = batched_nms(boxes, jnp.array([0.7, 0.9, 0.8]), jnp.array([0, 1, 0]), 0.5, 3)
+    >>> scores, labels = jnp.array([0.7, 0.9, 0.8]), jnp.array([0, 1, 0])
+    >>> indices, kept = jax.jit(batched_nms, static_argnums=(3, 4))(boxes, scores, labels, 0.5, 3)
     >>> indices.tolist(), kept.tolist()
     ([1, 2, 0], [True, True, False])
     """

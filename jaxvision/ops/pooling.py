@@ -31,9 +31,10 @@ def max_pool(
     -inf that reaches into the padding passes none on.
 
     >>> x = jnp.arange(16.0).reshape(4, 4, 1)
-    >>> max_pool(x, 2)[..., 0].tolist()
+    >>> pool = jax.jit(max_pool, static_argnums=1, static_argnames="ceil_mode")
+    >>> pool(x, 2).squeeze().tolist()
     [[5.0, 7.0], [13.0, 15.0]]
-    >>> max_pool(x, 3, ceil_mode=True)[..., 0].tolist()
+    >>> pool(x, 3, ceil_mode=True).squeeze().tolist()
     [[10.0, 11.0], [14.0, 15.0]]
     """
     rows, columns = _pool_axes(x.shape, window, stride, padding, ceil_mode)
@@ -57,10 +58,10 @@ def max_pool_with_argmax(
     `max_unpool` takes it. Of equal pixels it is the first in row-major order, of several NaN the
     last. The gradient is `max_pool`'s.
 
-    >>> x = jnp.array([[1.0, 5.0, 2.0, 2.0], [3.0, 4.0, 2.0, 2.0]])[..., None]
-    >>> values, indices = max_pool_with_argmax(x, 2)
-    >>> values[..., 0].tolist(), indices[..., 0].tolist()
-    ([[5.0, 2.0]], [[1, 2]])
+    >>> x = jnp.array([[1.0, 5.0, 2.0, 2.0], [3.0, 4.0, 2.0, 2.0]]).reshape(2, 4, 1)
+    >>> values, indices = jax.jit(max_pool_with_argmax, static_argnums=1)(x, 2)
+    >>> values.ravel().tolist(), indices.ravel().tolist()
+    ([5.0, 2.0], [1, 2])
     """
     w = x.shape[-2]
     rows, columns = _pool_axes(x.shape, window, stride, padding, ceil_mode)
@@ -112,7 +113,8 @@ def avg_pool(
 ) -> Float[Array, "*b h2 w2 c"]:
     """Returns the mean of each window; zeros of the padding count, which is torch's default.
 
-    >>> avg_pool(jnp.arange(16.0).reshape(4, 4, 1), 2)[..., 0].tolist()
+    >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+    >>> jax.jit(avg_pool, static_argnums=1)(x, 2).squeeze().tolist()
     [[2.5, 4.5], [10.5, 12.5]]
     """
     y = x.reshape(-1, *x.shape[-3:]).astype(jnp.float32)

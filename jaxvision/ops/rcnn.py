@@ -56,7 +56,8 @@ def select_proposals(
     >>> logits, deltas = jnp.array([2.0, 3.0]), jnp.zeros((2, 4))
     >>> anchors = np.array([[0.0, 0.0, 8.0, 8.0], [1.0, 0.0, 20.0, 8.0]], np.float32)
     >>> options = {"pre_nms_top_n": 2, "post_nms_top_n": 2}
-    >>> select_proposals([logits], [deltas], [anchors], (8, 16), **options).boxes.tolist()
+    >>> select = jax.jit(select_proposals, static_argnames=tuple(options))
+    >>> select([logits], [deltas], [anchors], (8, 16), **options).boxes.tolist()
     [[1.0, 0.0, 16.0, 8.0], [0.0, 0.0, 8.0, 8.0]]
     """
     boxes, logits, levels = [], [], []
@@ -99,10 +100,11 @@ def decode_rcnn(
 
     >>> logits = jnp.array([[0.0, 0.0, 3.0]])
     >>> roi = jnp.array([[1.0, 2.0, 5.0, 9.0]])
-    >>> found = decode_rcnn(logits, jnp.zeros((1, 3, 4)), roi, (8, 8), max_detections=2)
+    >>> decode = jax.jit(decode_rcnn, static_argnames="max_detections")
+    >>> found = decode(logits, jnp.zeros((1, 3, 4)), roi, (8, 8), max_detections=2)
     >>> found.labels.tolist(), [round(score, 3) for score in found.scores.tolist()]
     ([1, 0], [0.909, 0.0])
-    >>> found.boxes[0].tolist(), found.valid.tolist()
+    >>> found.boxes.tolist()[0], found.valid.tolist()
     ([1.0, 2.0, 5.0, 8.0], [True, False])
     """
     scores = jax.nn.softmax(at_least_float32(class_logits), axis=-1)[:, 1:]
@@ -144,9 +146,10 @@ def decode_regions(
     class. There is no background: a label is a column of `margins`.
 
     >>> box = jnp.array([[1.0, 2.0, 5.0, 9.0]])
-    >>> found = decode_regions(jnp.array([[-9.0, 1.0]]), jnp.zeros((1, 2, 4)), box, (8, 8),
-    ...                        max_detections=2)
-    >>> found.labels.tolist(), found.valid.tolist(), round(float(found.scores[0]), 3)
+    >>> decode = jax.jit(decode_regions, static_argnames="max_detections")
+    >>> margins, deltas = jnp.array([[-9.0, 1.0]]), jnp.zeros((1, 2, 4))
+    >>> found = decode(margins, deltas, box, (8, 8), max_detections=2)
+    >>> found.labels.tolist(), found.valid.tolist(), round(found.scores.tolist()[0], 3)
     ([1, 0], [True, False], 0.731)
     """
     n, k = margins.shape

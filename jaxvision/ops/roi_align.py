@@ -39,8 +39,9 @@ def roi_align(
     A box with NaN or infinity gives zeros, and so does, where the samples are adaptive, an
     `aligned` one without length. Gradients go to the features alone; the boxes' gradient is zero.
 
-    >>> features = jnp.arange(16.0).reshape(4, 4, 1)
-    >>> roi_align(features, jnp.array([[0.0, 0.0, 4.0, 4.0]]), 2, aligned=True)[0, ..., 0].tolist()
+    >>> features, box = jnp.arange(16.0).reshape(4, 4, 1), jnp.array([[0.0, 0.0, 4.0, 4.0]])
+    >>> align = jax.jit(roi_align, static_argnames=("output_size", "aligned"))
+    >>> align(features, box, output_size=2, aligned=True).squeeze().tolist()
     [[2.5, 4.5], [10.5, 12.5]]
     """
     features = jnp.asarray(features)
@@ -64,8 +65,8 @@ def assign_levels(
     A box of `canonical_size` squared belongs to `canonical_level`, one of half that side to the
     level below. Boxes with a negative area or NaN, which have no level, get -1.
 
-    >>> sides = jnp.array([32.0, 112.0, 224.0, 2000.0]).reshape(4, 1)
-    >>> assign_levels(jnp.concatenate([0 * sides, 0 * sides, sides, sides], 1), 2, 5).tolist()
+    >>> boxes = jnp.array([[0.0, 0.0, side, side] for side in (32, 112, 224, 2000)])
+    >>> assign_levels(boxes, 2, 5).tolist()
     [0, 1, 2, 3]
     """
     boxes = jax.lax.stop_gradient(boxes).astype(jnp.float32)
@@ -96,7 +97,8 @@ def multiscale_roi_align(
 
     >>> finer, coarser = jnp.zeros((8, 8, 1)), jnp.ones((4, 4, 1))
     >>> boxes = jnp.array([[0.0, 0.0, 16.0, 16.0], [0.0, 0.0, 224.0, 224.0]])
-    >>> multiscale_roi_align([finer, coarser], boxes, 1, [1 / 8, 1 / 16])[:, 0, 0, 0].tolist()
+    >>> align = jax.jit(multiscale_roi_align, static_argnums=(2, 3))
+    >>> align([finer, coarser], boxes, 1, (1 / 8, 1 / 16)).squeeze().tolist()
     [0.0, 0.25]
     """
     maps = list(features.values()) if isinstance(features, Mapping) else list(features)

@@ -30,8 +30,8 @@ def roi_pool(
     It looks maxima up in tables of windows of 1, 2, 4, ... features a side: log2(h) * log2(w)
     copies of the features, which suits a map of stride 16 but not a whole pyramid's finest level.
 
-    >>> features = jnp.arange(16.0).reshape(4, 4, 1)
-    >>> roi_pool(features, jnp.array([[0.0, 0.0, 3.0, 3.0]]), 2)[0, ..., 0].tolist()
+    >>> features, box = jnp.arange(16.0).reshape(4, 4, 1), jnp.array([[0.0, 0.0, 3.0, 3.0]])
+    >>> jax.jit(roi_pool, static_argnums=2)(features, box, 2).squeeze().tolist()
     [[5.0, 7.0], [13.0, 15.0]]
     """
     h, w, _ = features.shape

@@ -55,8 +55,8 @@ def simota(
 
     >>> points = jnp.array([[4.0, 4.0], [12.0, 4.0], [60.0, 4.0]])
     >>> boxes = jnp.concatenate([points - 4, points + 4], axis=1)
-    >>> zeros, strides = jnp.zeros((3, 1)), jnp.full(3, 8.0)
-    >>> one = simota(boxes, zeros[:, 0], zeros, points, strides, boxes[1:2], jnp.array([0]))
+    >>> outputs, strides = (jnp.zeros(3), jnp.zeros((3, 1))), jnp.full(3, 8.0)
+    >>> one = jax.jit(simota)(boxes, *outputs, points, strides, boxes[1:2], jnp.array([0]))
     >>> one.matched.tolist(), one.iou.tolist()
     ([-1, 0, -1], [0.0, 1.0, 0.0])
     """

@@ -22,7 +22,7 @@ def max_unpool(
     order), but each gets that pixel's gradient: both as in torch's MaxUnpool2d.
 
     >>> values, indices = jnp.array([[[7.0]]]), jnp.array([[[2]]])
-    >>> max_unpool(values, indices, (2, 2))[..., 0].tolist()
+    >>> jax.jit(max_unpool, static_argnums=2)(values, indices, (2, 2)).squeeze().tolist()
     [[0.0, 0.0], [7.0, 0.0]]
     """
     shape = (-1, *x.shape[-3:])

@@ -30,11 +30,12 @@ def warp_rois(
     with NaN or infinity is all `fill`. One picture a call; callers vmap. There is no gradient to
     the boxes.
 
+    >>> warp = jax.jit(warp_rois, static_argnums=2, static_argnames=("padding", "fill"))
     >>> image = jnp.arange(16.0).reshape(4, 4, 1)
-    >>> warp_rois(image, jnp.array([[0.0, 0.0, 4.0, 4.0]]), 2, padding=0)[0, ..., 0].tolist()
+    >>> warp(image, jnp.array([[0.0, 0.0, 4.0, 4.0]]), 2, padding=0).squeeze().tolist()
     [[2.5, 4.5], [10.5, 12.5]]
-    >>> warp_rois(image, jnp.array([[0.0, 0.0, 2.0, 2.0]]), 4, padding=1, fill=-1)[0, 1, :, 0]
-    Array([-1.,  0.,  1.,  2.], dtype=float32)
+    >>> warp(image, jnp.array([[0.0, 0.0, 2.0, 2.0]]), 4, padding=1, fill=-1).squeeze().tolist()[1]
+    [-1.0, 0.0, 1.0, 2.0]
     """
     if not 0 <= 2 * padding < output_size:
         raise ValueError(f"expected padding below half of {output_size}, got {padding}")

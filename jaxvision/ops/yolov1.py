@@ -64,9 +64,9 @@ def cell_boxes(
 
     A negative root stands for the same size as a positive one: it is squared.
 
-    >>> box = cell_boxes(jnp.full((2, 2, 1, 2), 0.5), jnp.full((2, 2, 1, 2), 0.5))
-    >>> box[1, 0, 0].tolist()
-    [0.125, 0.625, 0.375, 0.875]
+    >>> halves = jnp.full((2, 2, 1, 2), 0.5)
+    >>> jax.jit(cell_boxes)(halves, halves).tolist()[1][0]
+    [[0.125, 0.625, 0.375, 0.875]]
     """
     rows, columns = centers.shape[-4:-2]
     shape = (*(1,) * (centers.ndim - 4), rows, columns, 1)
@@ -92,8 +92,9 @@ def decode_yolov1(
     the first row of cells first, of the first cell first. `bounded` is as in `split_yolov1`.
 
     >>> cell = jnp.array([0.5, 0.5, 0.5, 1.0, 0.8, 0.25, 0.75]).reshape(1, 1, 1, 7)
-    >>> boxes, scores = decode_yolov1(cell, (100, 200), num_classes=2)
-    >>> boxes.tolist(), [round(float(s), 2) for s in scores[0, 0]]
+    >>> decode = jax.jit(decode_yolov1, static_argnames="num_classes")
+    >>> boxes, scores = decode(cell, (100, 200), num_classes=2)
+    >>> boxes.tolist(), [round(score, 2) for score in scores.ravel().tolist()]
     ([[[75.0, 0.0, 125.0, 100.0]]], [0.2, 0.6])
     """
     parts = split_yolov1(outputs, num_classes, bounded=bounded)

@@ -22,10 +22,11 @@ def decode_yolox(
     one another as they are given, each row by row. Float32 or better, and differentiable; boxes
     are not clipped.
 
-    >>> cell = jnp.array([0.5, 0.5, 0.0, jnp.log(2.0), 0.0, 0.0])
-    >>> boxes, scores = decode_yolox([jnp.tile(cell, (1, 1, 2, 1))], strides=(8,))
-    >>> boxes[0].tolist(), scores[0].tolist()
-    ([[0.0, -4.0, 8.0, 12.0], [8.0, -4.0, 16.0, 12.0]], [[0.25], [0.25]])
+    >>> cell = jnp.array([0.5, 0.5, 0.0, np.log(2), 0.0, 0.0])
+    >>> decode = jax.jit(decode_yolox, static_argnames="strides")
+    >>> boxes, scores = decode([jnp.tile(cell, (1, 1, 2, 1))], strides=(8,))
+    >>> boxes.tolist(), scores.tolist()
+    ([[[0.0, -4.0, 8.0, 12.0], [8.0, -4.0, 16.0, 12.0]]], [[[0.25], [0.25]]])
     """
     cells, sides = grid_cells([x.shape[1:3] for x in outputs], strides)
     flat = join_levels(outputs)

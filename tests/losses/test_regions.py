@@ -4,9 +4,9 @@ from functools import partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_variables import random_variables
 
 from jaxvision.losses import regions
 from jaxvision.losses.regions import NO_CLASS, region_classification_loss
@@ -107,8 +107,8 @@ def test_an_object_without_area_counts_nothing():
     flat = BOXES.copy()
     flat[0, 2] = 0
     assert finetuning_targets(REGIONS, VALID, flat, LABELS, THERE).tolist()[:3] == [0, 0, 0]
-    targets = svm_targets(REGIONS, VALID, flat, LABELS, THERE, num_labels=2)
-    assert targets.tolist()[9] == [0, 0]
+    targets = svm_targets(REGIONS, VALID, flat, LABELS, THERE, num_labels=3)
+    assert targets.tolist()[9] == [0, 0, 0]
 
 
 # ------------------------------------------------------------------------------- fine-tuning
@@ -147,7 +147,7 @@ def scene_batch(poison=0.0):
 @pytest.fixture(scope="module")
 def finetuning():
     model = MeanColour()
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    params = random_variables(model, (8, 8, 3))["params"]
     loss_fn = region_classification_loss(model, crop_size=8, padding=0, num_regions=8)
     step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=4)
     return params, lambda batch, key=0: step(params, {}, batch, jax.random.key(key), True)

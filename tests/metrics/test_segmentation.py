@@ -1,16 +1,14 @@
 """Scores of label maps: values worked by hand, slow forms over random maps, what is ignored."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvision.metrics import (
-    boundary_accuracy,
-    boundary_band,
-    segmentation_confusion,
-    segmentation_scores,
-)
+from jaxvision import metrics
+from jaxvision.metrics import boundary_accuracy, boundary_band, segmentation_scores
+
+# Compiled whole: operation by operation takes ten times as long.
+segmentation_confusion = jax.jit(metrics.segmentation_confusion, static_argnums=2)
 
 LABELS = np.array([[[0, 0, 1], [2, 255, 1]], [[1, 1, 1], [0, 0, 0]]], np.uint8)
 PREDICTIONS = np.array([[[0, 1, 1], [2, 2, 0]], [[1, 1, 0], [0, 0, 0]]], np.int32)
@@ -38,11 +36,15 @@ def test_a_class_that_was_only_predicted_counts_as_zero():
 
 def test_ignored_pixels_and_padded_examples_do_not_count_whatever_they_hold():
     expected = segmentation_confusion(LABELS[:1], PREDICTIONS[:1], 3)
-    step = jax.jit(segmentation_confusion, static_argnums=2)
     valid = np.array([True, False])
+
+    @jax.jit
+    def step(labels, predictions, valid):
+        return metrics.segmentation_confusion(labels, predictions, 3, valid)
+
     for filler in (0, 7, 255):
         labels = np.where(valid[:, None, None], LABELS, filler).astype(np.int32)
-        result = step(jnp.asarray(labels), jnp.asarray(PREDICTIONS), 3, jnp.asarray(valid))
+        result = step(labels, PREDICTIONS, valid)
         np.testing.assert_array_equal(result, expected)
     pixels = np.zeros(LABELS.shape, bool)
     pixels[0, 0, :2] = True
@@ -116,4 +118,4 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="a distance of at least 1 pixel, got 0"):
         boundary_band(LABELS, 0)
     with pytest.raises(ValueError, match="at most 255 classes, got 300"):
-        segmentation_confusion(LABELS, PREDICTIONS, 300)
+        metrics.segmentation_confusion(LABELS, PREDICTIONS, 300)
