@@ -57,7 +57,7 @@ def batch_norm(
     else:
         if valid.shape != x.shape[:1]:
             raise ValueError(f"{x.shape[0]} rows, but valid_rows has {valid.shape[0]}")
-        count = valid.sum().astype(jnp.float32) * pixels
+        count = jnp.sum(valid, dtype=jnp.float32) * pixels
         weights = valid.reshape(-1, *(1,) * (x.ndim - 1))
     y, mean, var = _batch_norm(x, scale, bias, weights, count, eps)
     return y, mean, var, count

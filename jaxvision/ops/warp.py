@@ -45,7 +45,7 @@ def warp_rois(
     x1, y1, x2, y2 = corners(jnp.where(usable[:, None], boxes, 0.0))
     rows = _taps(y1, y2, output_size, padding, height)
     columns = _taps(x1, x2, output_size, padding, width)
-    pixels = at_least_float32(image)
+    pixels = jnp.asarray(at_least_float32(image))
     # Along the columns in the upper and in the lower row, and then from the one to the other.
     upper, lower = (
         _blend(

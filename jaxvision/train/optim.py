@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxvision.train.trainable import Path, merge_params, split_params, trainable_paths
@@ -135,7 +136,7 @@ def multistep_lr(
 ) -> Schedule:
     """torch's MultiStepLR, stepped once an epoch: times `gamma` at each epoch of `milestones`."""
     _check_positive(steps_per_epoch=steps_per_epoch)
-    steps = jnp.asarray(milestones) * steps_per_epoch
+    steps = np.asarray(milestones, np.int32) * steps_per_epoch
     return lambda step: learning_rate * gamma ** (jnp.asarray(step) >= steps).sum()
 
 

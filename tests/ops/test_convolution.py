@@ -34,8 +34,11 @@ CASES = [  # (h, w), kernel, stride, padding, groups, channels
 ]
 
 
+jitted_conv2d = jax.jit(conv2d, static_argnums=(2, 3, 4))
+
+
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def slow_conv2d(x, kernel, stride, padding, groups):
@@ -90,7 +93,7 @@ def test_conv_output_size_refuses_impossible_sizes(sizes):
 def test_conv2d_equals_loops(size, kernel, stride, padding, groups, channels):
     x, weights = normal(0, 2, *size, channels), normal(1, *kernel, channels // groups, 6)
     expected = slow_conv2d(x, weights, stride, padding, groups)
-    got = jax.jit(conv2d, static_argnums=(2, 3, 4))(x, weights, stride, padding, groups)
+    got = jitted_conv2d(x, weights, stride, padding, groups)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -114,7 +117,8 @@ def with_gradients(convolution, x, kernel, cotangent, padding):
 )
 def test_patches_equal_xlas_convolution_and_its_gradients(size, kernel, padding):
     x, weights = normal(0, 3, *size, 1), normal(1, kernel, min(kernel, size[1]), 1, 4)
-    cotangent = normal(2, *by_xla(x, weights, padding).shape)
+    shape = jax.eval_shape(lambda *pair: by_xla(*pair, padding), x, weights).shape
+    cotangent = normal(2, *shape)
     got, expected = (
         with_gradients(convolution, x, weights, cotangent, padding)
         for convolution in (conv2d, by_xla)
@@ -242,23 +246,25 @@ def test_vmap_equals_a_loop(channels):
     x, kernels = normal(0, 3, 2, 6, 5, channels), normal(1, 3, 3, 3, channels, 2)
     got = jax.jit(jax.vmap(conv2d))(x, kernels)
     for y, *pair in zip(got, x, kernels, strict=True):
-        np.testing.assert_allclose(y, conv2d(*pair), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(y, jitted_conv2d(*pair), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_bfloat16_stays_bfloat16(channels):
     x, kernel = normal(0, 2, 6, 6, channels), normal(1, 3, 3, channels, 4)
-    got = conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    got = jitted_conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(got.astype(jnp.float32), conv2d(x, kernel), rtol=0.05, atol=0.2)
+    got, expected = np.asarray(got).astype(np.float32), jitted_conv2d(x, kernel)
+    np.testing.assert_allclose(got, expected, rtol=0.05, atol=0.2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_kernel_that_does_not_fit_is_an_error_and_not_an_empty_array(channels):
-    x, kernel = jnp.zeros((1, 6, 3, channels)), jnp.zeros((5, 5, channels, 2))
+    x, kernel = normal(0, 1, 6, 3, channels), normal(1, 5, 5, channels, 2)
     with pytest.raises(ValueError, match="kernel of 5 does not fit into an input of 3"):
         conv2d(x, kernel)
-    assert conv2d(x, kernel, padding=(0, 1)).shape == (1, 2, 1, 2)
+    fits = jax.eval_shape(lambda *pair: conv2d(*pair, padding=(0, 1)), x, kernel)
+    assert fits.shape == (1, 2, 1, 2)
 
 
 TRANSPOSED = [  # (h, w), kernel, stride, padding, output padding, groups, dilation
@@ -302,7 +308,7 @@ def test_conv_transpose2d_is_the_gradient_of_conv2d(
 
 
 def test_a_transposed_convolution_that_is_none_is_an_error():
-    x, kernel = jnp.zeros((1, 3, 3, 2)), jnp.zeros((2, 2, 4, 2))
+    x, kernel = normal(0, 1, 3, 3, 2), normal(1, 2, 2, 4, 2)
     with pytest.raises(ValueError, match="output padding below the stride 2"):
         conv_transpose2d(x, kernel, (2, 2), output_padding=(2, 0))
     with pytest.raises(ValueError, match="padding of 4 leaves nothing"):

@@ -3,14 +3,13 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxvision import ops
-from jaxvision.ops import box_iou
 from jaxvision.ops.matching import BELOW_LOW_THRESHOLD, BETWEEN_THRESHOLDS
 
+box_iou = jax.jit(ops.box_iou)
 match = jax.jit(ops.match, static_argnums=(1, 2, 3))
 sample_balanced = jax.jit(ops.sample_balanced, static_argnums=(3, 4))
 assign_to_cells = jax.jit(ops.assign_to_cells, static_argnums=2)
@@ -58,35 +57,36 @@ def test_match_equals_loops(high, low, allow_low_quality, poison):
 
 
 def test_match_by_hand():
-    objects = jnp.array([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]])
-    boxes = jnp.array([[0, 0, 10, 10], [0, 0, 10, 5], [1, 0, 10, 2], [26.0, 0, 30, 10]])
+    objects = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], np.float32)
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 5], [1, 0, 10, 2], [26, 0, 30, 10]]
+    boxes = np.array(boxes, np.float32)
     iou = box_iou(objects, boxes)  # 1.0, 0.5, 0.18 of the first; 0.4 of the second
     assert match(iou, 0.7, 0.3).tolist() == [0, -2, -1, -2]
     assert match(iou, 0.7, 0.3, True).tolist() == [0, -2, -1, 1]
-    only_first = jnp.array([True, False])
+    only_first = np.array([True, False])
     assert match(iou, 0.7, 0.3, True, only_first).tolist() == [0, -2, -1, -1]
 
 
 def test_without_objects_all_boxes_are_background():
-    assert match(jnp.zeros((0, 3)), 0.7, 0.3, True).tolist() == [-1, -1, -1]
-    nothing = jnp.zeros(2, bool)
-    assert match(jnp.ones((2, 3)), 0.7, 0.0, True, nothing).tolist() == [-1, -1, -1]
+    assert match(np.zeros((0, 3), np.float32), 0.7, 0.3, True).tolist() == [-1, -1, -1]
+    alike, nothing = np.ones((2, 3), np.float32), np.zeros(2, bool)
+    assert match(alike, 0.7, 0.0, True, nothing).tolist() == [-1, -1, -1]
 
 
 def test_of_equal_objects_the_first_and_of_nan_the_nan():
-    iou = jnp.array([[0.8, 0.1, 0.9], [0.8, jnp.nan, 0.9]])
+    iou = np.array([[0.8, 0.1, 0.9], [0.8, np.nan, 0.9]], np.float32)
     assert match(iou, 0.7, 0.3).tolist() == [0, 1, 0]
 
 
 def test_thresholds_must_be_in_order():
     with pytest.raises(ValueError, match=r"in order, got 0\.7 and 0\.5"):
-        match(jnp.ones((1, 1)), 0.5, 0.7)
+        match(np.ones((1, 1), np.float32), 0.5, 0.7)
 
 
 def test_match_compiles_once_for_any_number_of_objects():
     run = jax.jit(lambda iou, valid: ops.match(iou, 0.7, 0.3, True, valid))
     for count in range(4):
-        run(jnp.ones((3, 5)), jnp.arange(3) < count)
+        run(np.ones((3, 5), np.float32), np.arange(3) < count)
     assert run._cache_size() == 1
 
 
@@ -106,9 +106,9 @@ def test_counts_are_torchvisions_and_no_box_comes_twice(size, fraction):
     kind[:20], kind[20:40], kind[40:60] = 0, 1, 2
     positive, negative = kind == 0, kind == 1
     keys = jax.random.split(jax.random.key(1), 200)
-    samples = run_sampling(keys, positive, negative, size, fraction)
+    samples = jax.tree.map(np.asarray, run_sampling(keys, positive, negative, size, fraction))
     for trial in range(200):
-        indices, is_positive, valid = (np.asarray(x[trial]) for x in samples)
+        indices, is_positive, valid = (x[trial] for x in samples)
         num_positive = min(positive[trial].sum(), int(size * fraction))
         num_negative = min(negative[trial].sum(), size - num_positive)
         assert is_positive.tolist() == [True] * num_positive + [False] * (size - num_positive)
@@ -121,10 +121,10 @@ def test_counts_are_torchvisions_and_no_box_comes_twice(size, fraction):
 
 
 def test_each_candidate_is_as_likely():
-    positive = jnp.arange(10) < 4
-    negative = (jnp.arange(10) >= 4) & (jnp.arange(10) != 7)
+    positive = np.arange(10) < 4
+    negative = (np.arange(10) >= 4) & (np.arange(10) != 7)
     keys = jax.random.split(jax.random.key(0), 4000)
-    repeat = partial(jnp.broadcast_to, shape=(4000, 10))
+    repeat = partial(np.broadcast_to, shape=(4000, 10))
     samples = run_sampling(keys, repeat(positive), repeat(negative), 4, 0.5)
     share = np.bincount(np.ravel(samples.indices), minlength=10) / 4000
     expected = np.array([0.5] * 4 + [0.4] * 3 + [0] + [0.4] * 2)
@@ -132,20 +132,21 @@ def test_each_candidate_is_as_likely():
 
 
 def test_the_key_is_all_that_sampling_depends_on():
-    positive = jnp.arange(50) < 25
+    positive = np.arange(50) < 25
     draw = jax.jit(lambda key: sample_balanced(key, positive, ~positive, 10, 0.5).indices)
     first, again, other = (draw(jax.random.key(seed)).tolist() for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_of_nothing_nothing_is_drawn():
-    sample = sample_balanced(jax.random.key(0), jnp.zeros(0, bool), jnp.zeros(0, bool), 3, 0.5)
+    none = np.zeros(0, bool)
+    sample = sample_balanced(jax.random.key(0), none, none, 3, 0.5)
     assert [x.tolist() for x in sample] == [[0] * 3, [False] * 3, [False] * 3]
 
 
 # ---------------------------------------------------------------------------------- YOLO's cells
-def box_about(x, y):
-    return [x - 4.0, y - 4.0, x + 4.0, y + 4.0]
+def boxes_about(*centres):
+    return np.array([[x - 4, y - 4, x + 4, y + 4] for x, y in centres], np.float32)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def box_about(x, y):
     ],
 )
 def test_the_cell_with_the_centre_is_responsible(centre, cell):
-    assigned = np.asarray(assign_to_cells(jnp.array([box_about(*centre)]), (448, 448), (7, 7)))
+    assigned = np.asarray(assign_to_cells(boxes_about(centre), (448, 448), (7, 7)))
     expected = np.full((7, 7), -1)
     if cell is not None:
         expected[cell] = 0
@@ -180,21 +181,22 @@ def test_lines_between_cells_are_exact_for_any_size():
 
     for size in (7 * 61, 448, 7 * 1021):
         lines = np.arange(1, 7) * size // 7
-        boxes = jnp.array([box_about(line, line) for line in lines], jnp.float32)
+        boxes = boxes_about(*zip(lines, lines, strict=True))
         assert np.diagonal(cells(boxes, size)).tolist() == [-1, 0, 1, 2, 3, 4, 5]
 
 
 def test_of_two_in_one_cell_the_first_wins_and_padding_has_none():
-    boxes = jnp.array([box_about(1, 1), box_about(9, 1), box_about(10, 2), box_about(1, 11)])
-    valid = jnp.array([False, True, True, True])
+    boxes = boxes_about((1, 1), (9, 1), (10, 2), (1, 11))
+    valid = np.array([False, True, True, True])
     assert assign_to_cells(boxes, (12, 16), (2, 2), valid).tolist() == [[-1, 1], [3, -1]]
-    poisoned = boxes.at[0].set(jnp.nan)
+    poisoned = np.where(valid[:, None], boxes, np.float32(np.nan))
     assert assign_to_cells(poisoned, (12, 16), (2, 2), valid).tolist() == [[-1, 1], [3, -1]]
-    assert assign_to_cells(jnp.zeros((0, 4)), (12, 16), (1, 3)).tolist() == [[-1, -1, -1]]
+    nothing = np.zeros((0, 4), np.float32)
+    assert assign_to_cells(nothing, (12, 16), (1, 3)).tolist() == [[-1, -1, -1]]
 
 
 def test_sizes_and_pictures_may_be_batched():
-    boxes = jnp.array([[box_about(6, 6)], [box_about(6, 6)]])
-    sizes = jnp.array([[8, 8], [16, 8]])
+    boxes = boxes_about((6, 6), (6, 6)).reshape(2, 1, 4)
+    sizes = np.array([[8, 8], [16, 8]], np.int32)
     assign = jax.jit(jax.vmap(lambda boxes, size: assign_to_cells(boxes, tuple(size), (2, 2))))
     assert assign(boxes, sizes).tolist() == [[[-1, -1], [-1, 0]], [[-1, 0], [-1, -1]]]

@@ -12,6 +12,7 @@ from jaxvision.ops.nms import greedy_nms
 
 # Compiled whole: operation by operation takes ten times as long.
 compiled_nms = jax.jit(nms, static_argnums=(2, 3))
+nms_at_any_threshold = jax.jit(nms, static_argnums=3)
 compiled_batched_nms = jax.jit(batched_nms, static_argnums=(3, 4))
 
 THRESHOLDS = [0.0, 0.1, 0.3, 0.5, 2 / 3, 1.0]
@@ -114,13 +115,13 @@ def assert_same(result, expected, max_outputs):
 
 
 def test_by_hand():
-    boxes = jnp.array([[0, 0, 10, 10], [0, 1, 10, 11], [20, 0, 30, 10], [0, 0, 10, 9.0]])
-    scores = jnp.array([0.7, 0.9, 0.1, 0.8])
-    indices, valid = compiled_nms(boxes, scores, 0.5, 3)
+    boxes = [[0, 0, 10, 10], [0, 1, 10, 11], [20, 0, 30, 10], [0, 0, 10, 9.0]]
+    boxes, scores = np.array(boxes, np.float32), np.array([0.7, 0.9, 0.1, 0.8], np.float32)
+    indices, valid = nms_at_any_threshold(boxes, scores, 0.5, 3)
     assert indices.tolist() == [1, 2, 0]
     assert valid.tolist() == [True, True, False]
     # The best box, 1, has IoUs of 90 / 110 and 80 / 110 with boxes 0 and 3.
-    assert compiled_nms(boxes, scores, 0.75, 3)[0].tolist() == [1, 3, 2]
+    assert nms_at_any_threshold(boxes, scores, 0.75, 3)[0].tolist() == [1, 3, 2]
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
@@ -143,8 +144,9 @@ def test_batched_nms_of_hostile_problems(threshold):
 
 def test_thresholds_are_compared_as_doubles():
     """An IoU of 1 / 10 in float32 is above the double 0.1: boxes of whole numbers are like that."""
-    boxes = jnp.array([[0.0, 0.0, 10.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
-    assert compiled_nms(boxes, jnp.array([0.9, 0.8]), 0.1, 2)[1].tolist() == [True, False]
+    boxes = np.array([[0.0, 0.0, 10.0, 1.0], [0.0, 0.0, 1.0, 1.0]], np.float32)
+    scores = np.array([0.9, 0.8], np.float32)
+    assert compiled_nms(boxes, scores, 0.1, 2)[1].tolist() == [True, False]
     problems = boxes, scores, labels, valid = hostile_problems(TRIALS, COUNT, seed=7)
     for threshold in (0.3, 1):
         expected = slow_nms(*problems[:3], threshold, valid)
@@ -172,7 +174,7 @@ def chain(count):
 
 
 @pytest.mark.parametrize("block", [32, 1024])
-@pytest.mark.parametrize("problem", [crowd(450), chain(450)], ids=["crowd", "chain"])
+@pytest.mark.parametrize("problem", [crowd(300), chain(300)], ids=["crowd", "chain"])
 def test_block_by_block(problem, block):
     """More boxes than a block has, or fewer; all of the results, or those up to within a block."""
     boxes, scores, labels, valid = problem
@@ -181,7 +183,7 @@ def test_block_by_block(problem, block):
     for most in (700, 37):
         run = jax.jit(greedy_nms, static_argnums=(4, 6))
         result = run(boxes, scores, labels, 0.25, most, valid, block)
-        assert_same([x[None] for x in result], expected, most)
+        assert_same([np.asarray(x)[None] for x in result], expected, most)
 
 
 def test_padding_may_hold_anything():
@@ -197,7 +199,7 @@ def test_padding_may_hold_anything():
         result = compiled_batched_nms(
             padded, bad_scores, np.where(valid, labels, 99), 0.5, 64, valid
         )
-        assert_same([x[None] for x in result], [rows[kept[0]]], 64)
+        assert_same([np.asarray(x)[None] for x in result], [rows[kept[0]]], 64)
 
 
 def test_nothing_valid_nothing_there_and_nothing_asked_for():
@@ -222,7 +224,7 @@ def test_one_compile_for_any_number_of_boxes():
     boxes, scores, labels, _ = crowd(40)
     for n in range(0, 41, 10):
         kept = run(boxes, scores, labels, np.arange(40) < n)[1]
-        assert bool(kept.any()) == (n > 0)
+        assert bool(np.asarray(kept).any()) == (n > 0)
     assert len(traces) == run._cache_size() == 1
 
 
@@ -236,17 +238,17 @@ def test_scores_that_are_picked_have_gradients_and_boxes_have_none():
         return jnp.where(kept, scores[indices], 0).sum() + boxes.sum()
 
     on_boxes, on_scores = gradients(boxes, scores)
-    indices, kept = compiled_nms(boxes, scores, 0.5, 12, valid)
+    one = (x[None] for x in (boxes, scores, np.zeros(40)))
     expected = np.zeros(40)
-    expected[np.asarray(indices)[np.asarray(kept)]] = 1
+    expected[slow_nms(*one, 0.5, valid[None])[0][:12]] = 1
     np.testing.assert_array_equal(on_scores, expected)
     np.testing.assert_array_equal(on_boxes, 1)
 
 
 def test_bfloat16_is_compared_in_float32():
     boxes, scores, labels, valid = crowd(200)
-    narrow = jnp.asarray(boxes, jnp.bfloat16), jnp.asarray(scores, jnp.bfloat16)
-    wide = [np.asarray(x, np.float32)[None] for x in narrow]
+    narrow = boxes.astype(jnp.bfloat16), scores.astype(jnp.bfloat16)
+    wide = [x.astype(np.float32)[None] for x in narrow]
     expected = slow_nms(*wide, labels[None], 0.5, valid[None])
     result = compiled_batched_nms(*narrow, labels, 0.5, 200, valid)
-    assert_same([x[None] for x in result], expected, 200)
+    assert_same([np.asarray(x)[None] for x in result], expected, 200)

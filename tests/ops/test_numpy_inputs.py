@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_variables import random_variables
 
 from jaxvision import ops
 from jaxvision.losses import classification_loss, cross_entropy
@@ -21,7 +22,7 @@ SCORES = np.array([0.9, 0.2, 0.6, 0.4], np.float32)
 LABELS = np.array([0, 1, 0, 1], np.int32)
 KERNEL = RNG.normal(size=(3, 3, 3, 2)).astype(np.float32)
 CHANNELS = RNG.uniform(0.5, 1, (4, 3)).astype(np.float32)
-PLACES = np.asarray(ops.max_pool_with_argmax(jnp.asarray(MAPS), 2)[1])
+PLACES = np.arange(48, dtype=np.int32).reshape(6, 8, 1)[1::2, ::2].repeat(3, axis=2)
 CASES = {
     "adaptive_avg_pool": (BATCH, 2),
     "avg_pool": (BATCH, 2),
@@ -59,15 +60,26 @@ CASES = {
 }
 
 
+# Of a hundred operations each, which would take seconds to compile one by one. Here they are one
+# program, in which NumPy's arrays are still NumPy's: they are no arguments of it.
+WHOLE = ("crop_masks", "multiscale_roi_align", "roi_pool", "warp_rois")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_operators(name):
-    found = getattr(ops, name)(*CASES[name])
+    def call(*arguments):
+        results = getattr(ops, name)(*arguments)
+        assert all(isinstance(result, jax.Array) for result in jax.tree.leaves(results))
+        return results
+
     on_device = jax.tree.map(
         lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, CASES[name]
     )
-    expected = getattr(ops, name)(*on_device)
+    found, expected = (
+        jax.jit(lambda: call(*arguments))() if name in WHOLE else call(*arguments)  # noqa: B023
+        for arguments in (CASES[name], on_device)
+    )
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert isinstance(ours, jax.Array)
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -82,13 +94,13 @@ def test_whole_numbers_are_numbers():
     ("name", "options", "shape"),
     [
         ("lenet", {"features": (2, 3), "hidden": (8,)}, (28, 28, 1)),
-        ("resnet18", {"width": 8, "stage_sizes": (1, 1, 1, 1)}, (32, 32, 3)),
+        ("resnet18", {"width": 8, "stage_sizes": (1, 1)}, (32, 32, 3)),
     ],
 )
 def test_networks_with_the_weights_of_a_file(name, options, shape):
     model = get_model(name, num_classes=4, **options)
     images = RNG.normal(size=(2, *shape)).astype(np.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = random_variables(model, shape)
     if name == "resnet18":
         tensors = to_torch(name, variables, num_classes=4, **options)
         variables = from_torch(name, tensors, num_classes=4, **options)

@@ -1,6 +1,8 @@
 """Linear SVMs by their optimality and against scikit-learn, mining, ridge regression."""
 
-import jax.numpy as jnp
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 
@@ -23,7 +25,8 @@ def problem():
 
 @pytest.fixture(scope="module")
 def solved(problem):
-    return fit_svms(*problem, c=C, positive_weight=WEIGHT)
+    svms = fit_svms(*problem, c=C, positive_weight=WEIGHT)
+    return jax.tree.map(np.asarray, svms)
 
 
 def gradient(problem, svms):
@@ -36,10 +39,11 @@ def gradient(problem, svms):
 
 
 def test_squared_hinge_by_hand():
-    margins = jnp.array([[2.0, -0.5], [0.5, 3.0], [-1.0, np.inf]])
-    targets = jnp.array([[1, 1], [-1, -1], [-1, 1]])
+    margins = np.array([[2.0, -0.5], [0.5, 3.0], [-1.0, np.inf]], np.float32)
+    targets = np.array([[1, 1], [-1, -1], [-1, 1]], np.int32)
     # Of the first 0, (1 + 0.5)^2 and 0; of the second, twice, (1 + 0.5)^2, then 16 and 0.
-    np.testing.assert_allclose(squared_hinge(margins, targets, 2), [2.25, 2 * 2.25 + 16])
+    losses = jax.jit(partial(squared_hinge, positive_weight=2))(margins, targets)
+    np.testing.assert_allclose(losses, [2.25, 2 * 2.25 + 16])
 
 
 def test_the_gradient_is_zero_at_the_solution(problem, solved):
@@ -51,9 +55,12 @@ def test_the_gradient_is_zero_at_the_solution(problem, solved):
 def test_a_target_of_zero_is_as_no_row(problem, solved):
     features, targets = problem
     rows = targets[:, 1] != 0
-    alone = fit_svms(features[rows], targets[rows, 1:2], c=C, positive_weight=WEIGHT)
-    np.testing.assert_allclose(alone.kernel[:, 0], solved.kernel[:, 1], atol=2e-4)
-    np.testing.assert_allclose(alone.bias[0], solved.bias[1], atol=2e-3)
+    # Three times, so that it is the same program.
+    alone = fit_svms(features[rows], targets[rows][:, [1, 1, 1]], c=C, positive_weight=WEIGHT)
+    kernel, bias = map(np.asarray, alone)
+    for k in range(3):
+        np.testing.assert_allclose(kernel[:, k], solved.kernel[:, 1], atol=2e-4)
+        np.testing.assert_allclose(bias[k], solved.bias[1], atol=2e-3)
 
 
 def test_as_scikit_learn_does_it(problem, solved):
@@ -94,11 +101,12 @@ def test_mining_ends_at_the_svms_of_all_rows(problem, solved):
 
 @pytest.mark.parametrize("rows", [0, 5])
 def test_svms_without_rows_or_without_positives_are_finite(rows):
-    features = np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32)
-    svms = fit_svms(features, np.full((rows, 2), -1))
+    features = np.random.default_rng(0).normal(size=(rows, 12)).astype(np.float32)
+    targets = np.full((rows, 3), -1)
+    svms = fit_svms(features, targets)
     assert np.isfinite(svms.kernel).all()
     assert np.isfinite(svms.bias).all()
-    mined = mine_svms([(features, np.full((rows, 2), -1))] * 2, announce=lambda line: None)
+    mined = mine_svms([(features, targets)] * 2, announce=lambda line: None)
     assert np.isfinite(mined.svms.kernel).all()
 
 

@@ -1,18 +1,18 @@
 """Freezing: what is frozen stays bit for bit, costs no memory, no backward work."""
 
 import re
-from functools import partial
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from random_variables import random_variables
 
 from jaxvision.errors import UserError
 from jaxvision.losses import classification_loss
-from jaxvision.models import get_model, init_variables
+from jaxvision.models import get_model
 from jaxvision.train import create_state, make_train_step
 from jaxvision.train.checkpoint import CheckpointStore
 from jaxvision.train.optim import adam, freeze, sgd
@@ -23,12 +23,25 @@ PARAMS = {"conv1": {"kernel": 1}, "layer1": {"0": {"bias": 2, "kernel": 3}}, "fc
 
 @pytest.fixture(scope="module")
 def network():
-    model = get_model("resnet18", width=8, stem="small", num_classes=3)
-    variables = init_variables(model, jax.random.key(0), (16, 16, 3))
+    options = {"width": 8, "stem": "small", "stage_sizes": (1, 1, 1, 1)}
+    model = get_model("resnet18", num_classes=3, **options)
+    variables = random_variables(model, (16, 16, 3))
     # A negative zero is another pattern of bits than the zero that adding 0 makes of it.
-    kernel = variables["params"]["conv1"]["kernel"]
-    variables["params"]["conv1"]["kernel"] = kernel.at[0, 0, 0, 0].set(-0.0)
+    variables["params"]["conv1"]["kernel"][0, 0, 0, 0] = -0.0
     return model, variables
+
+
+@pytest.fixture(scope="module")
+def training(network):
+    """(patterns) -> the optimiser that trains what they match, and its step: one compile each."""
+    model, variables = network
+
+    @cache
+    def of(*trainable):
+        tx = freeze(sgd(0.1, momentum=0.9, weight_decay=0.01), variables["params"], trainable)
+        return tx, make_train_step(classification_loss(model), tx)
+
+    return of
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +91,14 @@ def bits(tree):
 
 
 @pytest.mark.parametrize(
-    ("trainable", "trained_stats"), [("fc/**", ()), (["fc/**", "layer4/**"], ("layer4/",))]
+    ("trainable", "trained_stats"), [(["fc/**"], ()), (["fc/**", "layer4/**"], ("layer4/",))]
 )
-def test_frozen_leaves_and_statistics_keep_their_bits(network, batch, trainable, trained_stats):
-    model, variables = network
-    tx = freeze(sgd(0.1, momentum=0.9, weight_decay=0.01), variables["params"], trainable)
+def test_frozen_leaves_and_statistics_keep_their_bits(
+    network, training, batch, trainable, trained_stats
+):
+    _, variables = network
+    tx, step = training(*trainable)
     state = create_state(variables, tx)
-    step = make_train_step(classification_loss(model), tx)
     for _ in range(3):
         state, _ = step(state, batch)
     before, after = bits(variables["params"]), bits(state.params)
@@ -95,13 +109,12 @@ def test_frozen_leaves_and_statistics_keep_their_bits(network, batch, trainable,
     assert moved == {name for name in before if name.startswith(trained_stats or "none")}
 
 
-def test_frozen_batch_norm_normalises_by_its_stored_statistics(network, batch):
+def test_frozen_batch_norm_normalises_by_its_stored_statistics(network, training, batch):
     model, variables = network
-    tx = freeze(sgd(0.1), variables["params"], "fc/**")
-    loss_fn = classification_loss(model)
-    evaluated = jax.jit(partial(loss_fn, train=False))
+    tx, step = training("fc/**")
+    evaluated = jax.jit(partial(classification_loss(model), train=False))
     expected, _ = evaluated(variables["params"], variables["batch_stats"], batch, jax.random.key(0))
-    _, metrics = make_train_step(loss_fn, tx)(create_state(variables, tx), batch)
+    _, metrics = step(create_state(variables, tx), batch)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
@@ -117,7 +130,7 @@ def test_frozen_leaves_cost_no_backward_work(network, batch):
     """Counted in the compiled program: the head alone needs the forward convolutions only."""
     model, variables = network
     # Large enough that even the last stage's are convolutions, and not matrix products.
-    batch = {**batch, "image": np.zeros((len(batch["image"]), 128, 128, 3), np.uint8)}
+    batch = {**batch, "image": np.zeros((len(batch["image"]), 64, 64, 3), np.uint8)}
     loss_fn = classification_loss(model)
 
     def convolutions(function, *arguments):
@@ -129,7 +142,7 @@ def test_frozen_leaves_cost_no_backward_work(network, batch):
     forward = convolutions(
         jax.jit(lambda v, x: model.apply(v, x, train=False)),
         variables,
-        jnp.asarray(batch["image"], jnp.float32),
+        batch["image"].astype(np.float32),
     )
     counts = {}
     for trainable in ("fc/**", "layer4/**", "**"):
@@ -137,7 +150,7 @@ def test_frozen_leaves_cost_no_backward_work(network, batch):
         counts[trainable] = convolutions(
             make_train_step(loss_fn, tx), create_state(variables, tx), batch
         )
-    assert counts["fc/**"] == forward > 15
+    assert counts["fc/**"] == forward > 8
     assert forward < counts["layer4/**"] < forward + 10
     assert counts["**"] > 2 * forward
 
@@ -146,12 +159,18 @@ def test_outside_our_step_the_updates_of_frozen_leaves_are_zero(network):
     _, variables = network
     params = variables["params"]
     tx = freeze(sgd(0.1), params, "fc/**")
-    updates, _ = tx.update(params, tx.init(params), params)
+
+    @jax.jit
+    def update(params):
+        updates, _ = tx.update(params, tx.init(params), params)
+        return updates, optax.apply_updates(params, updates)
+
+    updates, updated = update(params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     frozen = {name: x for name, x in updates.items() if name != "fc"}
-    assert all(not np.any(x) for x in jax.tree.leaves(frozen))
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(frozen))
     np.testing.assert_allclose(updates["fc"]["kernel"], -0.1 * params["fc"]["kernel"], rtol=1e-6)
-    optax.apply_updates(params, updates)
+    assert jax.tree.structure(updated) == jax.tree.structure(params)
 
 
 def test_freezing_with_accumulation_and_moving_average_and_a_checkpoint(network, batch, tmp_path):
@@ -178,8 +197,7 @@ class Dropped(nn.Module):
 
 def test_dropout_of_a_parent_that_is_trained_stays_on(batch):
     model = Dropped()
-    images = jnp.asarray(batch["image"], jnp.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = random_variables(model, batch["image"].shape[1:])
     tx = freeze(sgd(0.0), variables["params"], "fc/**")
     step = make_train_step(classification_loss(model), tx)
     state = create_state(variables, tx)
