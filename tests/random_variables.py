@@ -1,4 +1,6 @@
-"""Random variables of networks, for tests that have no use for the real initialisation."""
+"""Random variables of networks, drawn by what compiles quickly."""
+
+import functools
 
 import jax
 import numpy as np
@@ -7,10 +9,10 @@ import numpy as np
 def random_variables(model, input_shape, seed=0):
     """Returns variables for pictures [h, w, c] with non-trivial statistics, in NumPy's arrays.
 
-    Drawing them with `model.init` would compile a program of many seconds.
+    For tests that have no use for the real initialisation: drawing it with `model.init` would
+    compile a program of many seconds.
     """
     rng = np.random.default_rng(seed)
-    blank = jax.ShapeDtypeStruct((1, *input_shape), np.float32)
 
     def draw(path, leaf):
         name, shape = path[-1].key, leaf.shape
@@ -22,5 +24,20 @@ def random_variables(model, input_shape, seed=0):
             values = rng.normal(size=shape) / 10
         return values.astype(leaf.dtype)
 
-    variables = jax.eval_shape(model.init, jax.random.key(0), blank)
-    return jax.tree_util.tree_map_with_path(draw, variables)
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model, input_shape))
+
+
+def variable_shapes(model, input_shape):
+    """Returns the shapes of the variables for pictures [h, w, c]; once traced, they are kept."""
+    return jax.tree.map(lambda shape: shape, _traced(model, tuple(input_shape)))
+
+
+@functools.cache
+def _traced(model, input_shape):
+    blank = jax.ShapeDtypeStruct((1, *input_shape), np.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), blank)
+
+
+def initial_variables(model, input_shape, seed=0):
+    """Returns the variables for pictures [h, w, c] as `model.init` draws them."""
+    return jax.jit(model.init)(jax.random.key(seed), np.zeros((1, *input_shape), np.float32))

@@ -1,9 +1,9 @@
 """The BatchNorm layer: its state in training and inference, padding, devices."""
 
 import json
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -17,9 +17,15 @@ from jaxvision.train.optim import sgd
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(2, 3, shape), jnp.float32)
+    return np.random.default_rng(seed).normal(2, 3, shape).astype(np.float32)
 
 
+@partial(jax.jit, static_argnums=0)
+def initial(layer, x):
+    return layer.init(jax.random.key(0), x, train=True)
+
+
+@partial(jax.jit, static_argnums=0)
 def trained(layer, variables, x):
     y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     return y, {**variables, **updated}
@@ -30,14 +36,14 @@ def test_stored_statistics(momentum):
     """torch's: the unbiased variance is stored, the biased one normalises."""
     layer = BatchNorm(momentum=momentum)
     batches = [normal(seed, 4, 3, 2, 5) for seed in range(3)]
-    variables = layer.init(jax.random.key(0), batches[0], train=True)
+    variables = initial(layer, batches[0])
     assert variables["batch_stats"]["num_batches_tracked"] == 0  # initialising moves nothing
     mean, var = np.zeros(5), np.ones(5)
     for i, x in enumerate(batches, start=1):
         y, variables = trained(layer, variables, x)
-        values = np.asarray(x, np.float64).reshape(-1, 5)
+        values = x.astype(np.float64).reshape(-1, 5)
         expected = (values - values.mean(0)) / np.sqrt(values.var(0) + 1e-5)
-        np.testing.assert_allclose(y.reshape(-1, 5), expected, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(y).reshape(-1, 5), expected, atol=1e-5)
         new = 1 / i if momentum is None else momentum
         mean = (1 - new) * mean + new * values.mean(0)
         var = (1 - new) * var + new * values.var(0, ddof=1)
@@ -45,8 +51,8 @@ def test_stored_statistics(momentum):
     np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
     np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
     assert stats["num_batches_tracked"] == 3
-    y = layer.apply(variables, batches[0], train=False)
-    expected = (np.asarray(batches[0]) - mean.astype(np.float32).reshape(1, 1, 1, -1)) / np.sqrt(
+    y = jax.jit(partial(layer.apply, train=False))(variables, batches[0])
+    expected = (batches[0] - mean.astype(np.float32).reshape(1, 1, 1, -1)) / np.sqrt(
         var.astype(np.float32) + 1e-5
     ).reshape(1, 1, 1, -1)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
@@ -55,10 +61,10 @@ def test_stored_statistics(momentum):
 def test_frozen_has_nothing_to_learn_and_is_inference_also_in_training():
     x = normal(0, 8, 5)
     layer = FrozenBatchNorm(eps=0.5)
-    variables = layer.init(jax.random.key(0), x, train=True)
+    variables = initial(layer, x)
     assert set(variables) == {"batch_stats"}
-    stats = {name: jnp.asarray(normal(i, 5) ** 2) for i, name in enumerate(("scale", "var"))}
-    stats |= {"mean": jnp.asarray(normal(2, 5)), "bias": jnp.asarray(normal(3, 5))}
+    stats = {name: normal(i, 5) ** 2 for i, name in enumerate(("scale", "var"))}
+    stats |= {"mean": normal(2, 5), "bias": normal(3, 5)}
     y, after = trained(layer, {"params": {}, "batch_stats": stats}, x)
     factor = stats["scale"] / np.sqrt(stats["var"] + 0.5)
     expected = (x - stats["mean"][None]) * factor[None] + stats["bias"][None]
@@ -71,8 +77,8 @@ def test_frozen_has_nothing_to_learn_and_is_inference_also_in_training():
 def test_statistics_stay_where_no_row_is_valid_and_variances_where_one_is(momentum):
     """torch leaves them alone when it is given no row, and refuses a single value."""
     model = BatchNorm(momentum=momentum)
-    x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (4, 5)), jnp.float32)
-    variables = model.init(jax.random.key(0), x, train=True)
+    x = normal(0, 4, 5)
+    variables = initial(model, x)
 
     @jax.jit
     def updated(valid):
@@ -80,25 +86,29 @@ def test_statistics_stay_where_no_row_is_valid_and_variances_where_one_is(moment
             return model.apply(variables, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
     jax.tree.map(
-        np.testing.assert_array_equal, updated(jnp.zeros(4, bool)), variables["batch_stats"]
+        np.testing.assert_array_equal, updated(np.zeros(4, bool)), variables["batch_stats"]
     )
-    one = updated(jnp.arange(4) == 2)
+    one = updated(np.arange(4) == 2)
     np.testing.assert_array_equal(one["var"], 1)
     np.testing.assert_allclose(one["mean"], (momentum or 1) * x[2], rtol=1e-6)
 
 
 def test_one_value_a_channel_is_an_error_in_training_only():
-    layer, x = BatchNorm(), jnp.ones((1, 1, 1, 3))
-    variables = layer.init(jax.random.key(0), x, train=False)
+    layer, x = BatchNorm(), np.ones((1, 1, 1, 3), np.float32)
+    variables = initial(layer, x)
     with pytest.raises(ValueError, match=r"at least 2 values a channel, .* \[1, 1, 1, 3\] has 1"):
         trained(layer, variables, x)
-    assert layer.apply(variables, x, train=False).shape == x.shape
+    assert jax.eval_shape(partial(layer.apply, train=False), variables, x).shape == x.shape
 
 
 def network():
-    model = get_model("resnet18", width=8, stage_sizes=(1, 1), stem="small", num_classes=3)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    model = get_model("resnet18", width=8, stage_sizes=(1,), stem="small", num_classes=3)
     rng = np.random.default_rng(0)
+    # Not as they are drawn at first: compiling that takes as long as the rest.
+    blank = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), blank)
+    variables = jax.tree.map(lambda x: rng.normal(0.1, 0.2, x.shape).astype(x.dtype), shapes)
+    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
     images = rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
     batch = {"image": images, "label": rng.integers(0, 3, 16).astype(np.int32)}
     return model, variables, batch
@@ -111,8 +121,9 @@ def test_padding_is_not_seen_by_the_rows_beside_it():
     step = make_train_step(classification_loss(model), tx)
     small = {name: x[:11] for name, x in batch.items()}
     padded = {**batch, "valid": np.arange(16) < 11}
-    expected, _ = step(create_state(variables, tx), small)
-    got, _ = step(create_state(variables, tx), padded)
+    create = jax.jit(partial(create_state, tx=tx))
+    expected, _ = step(create(variables), small)
+    got, _ = step(create(variables), padded)
     for name in ("params", "batch_stats"):
         pairs = zip(
             jax.tree.leaves_with_path(getattr(got, name)),
@@ -137,7 +148,7 @@ def train_on_eight_devices():
     states = []
     for mesh in (None, Mesh(np.array(jax.devices()), ("data",))):
         step = make_train_step(classification_loss(model), tx, mesh=mesh)
-        state = create_state(variables, tx)
+        state = jax.jit(partial(create_state, tx=tx))(variables)
         for _ in range(2):
             state, _ = step(state, batch)
         states.append(jax.device_get({"params": state.params, "batch_stats": state.batch_stats}))

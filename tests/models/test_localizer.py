@@ -1,10 +1,14 @@
 """The localizer: one backbone, two heads."""
 
+from functools import cache, partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from random_variables import initial_variables
 
 from jaxvision.errors import UserError
 from jaxvision.losses import decode_picture_boxes, localization_loss
@@ -31,13 +35,22 @@ TINY = Localizer(TinyBackbone(), num_classes=3)
 
 
 def pictures(count, h=32, w=40, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(count, h, w, 3)), jnp.float32)
+    return np.random.default_rng(seed).normal(size=(count, h, w, 3)).astype(np.float32)
+
+
+@cache
+def initial():
+    return initial_variables(TINY, (32, 40, 3))
 
 
 def test_before_training_every_box_is_the_whole_picture():
-    outputs, _ = jax.jit(TINY.init_with_output)(jax.random.key(0), pictures(2))
-    assert outputs["logits"].shape == (2, 3)
-    boxes = decode_picture_boxes(outputs["box_deltas"], (32, 40))
+    @jax.jit
+    def predict(variables, x):
+        outputs = TINY.apply(variables, x)
+        return outputs["logits"], decode_picture_boxes(outputs["box_deltas"], (32, 40))
+
+    logits, boxes = predict(initial(), pictures(2))
+    assert logits.shape == (2, 3)
     np.testing.assert_allclose(boxes, np.tile([[0, 0, 40, 32]], (2, 1)))
 
 
@@ -67,16 +80,16 @@ def test_heads_look_where_the_cell_logits_say():
     model = Localizer(Maps(), num_classes=2, num_maps=2)
     x = pictures(1, 4, 5)
     # The coarse map's cell (0, 1) is the fine one's rows 0 and 1, columns 2 (and 3, for 5 // 3).
-    x = x.at[..., 0].set(0.0).at[0, 0, 2, 0].set(100.0)
-    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
-    kernel = params["cells1"]["kernel"].at[0, 0, 0, 0].set(10.0)
-    params = {**params, "cells1": {"kernel": kernel}}
-    outputs = jax.jit(model.apply)({"params": params}, x)
+    x[..., 0] = 0
+    x[0, 0, 2, 0] = 100
+    params = jax.tree.map(np.array, initial_variables(model, (4, 5, 3))["params"])
+    params["cells1"]["kernel"][0, 0, 0, 0] = 10
+    outputs = jax.tree.map(np.asarray, jax.jit(model.apply)({"params": params}, x))
     rows, columns = np.arange(4) * 2 // 4 == 0, np.arange(5) * 3 // 5 == 1
     there = np.outer(rows, columns)
     np.testing.assert_array_equal(outputs["cell_logits"][0] > 500, there)
     head = params["class_head"]
-    seen = jnp.concatenate([x[0][there].mean(axis=0), x[0, 0, 2]])
+    seen = np.concatenate([x[0][there].mean(axis=0), x[0, 0, 2]])
     np.testing.assert_allclose(
         outputs["logits"][0], seen @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-4
     )
@@ -104,9 +117,8 @@ def test_overfits_one_batch():
         x, y, w, h = rng.integers((2, 2, 10, 10), (20, 14, 18, 18))
         boxes[i] = x, y, x + w, y + h
         image[i, y : y + h, x : x + w] = np.eye(3, dtype=np.uint8)[labels[i]] * 250
-    tx = adam(1e-2)
-    variables = jax.jit(TINY.init)(jax.random.key(0), pictures(1))
-    state = create_state(variables, tx)
+    tx = optax.flatten(adam(1e-2))
+    state = jax.jit(partial(create_state, tx=tx))(initial())
     loss_fn = localization_loss(TINY, mean=0.5, std=0.25)
     train_step = make_train_step(loss_fn, tx)
     for _ in range(200):

@@ -1,7 +1,6 @@
 """MobileNetV3: its tables, its options, its stages. Parity with torchvision is tests/parity's."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ SIZES = {
 
 
 def shapes(name, size=65, **options):
-    x = jnp.zeros((2, size, size, 3))
+    x = jax.ShapeDtypeStruct((2, size, size, 3), np.float32)
     return jax.eval_shape(get_model(name, **options).init_with_output, jax.random.key(0), x)
 
 
@@ -59,13 +58,12 @@ def test_widths_are_multiples_of_8_and_lose_a_tenth_at_most(channels, expected):
 
 def test_squeeze_and_excitation_by_hand():
     layer = SqueezeExcitation(1)
-    x = jnp.asarray(
-        np.stack([np.full((2, 2), 1.0), np.full((2, 2), 3.0)], axis=-1)[None], "float32"
-    )
+    x = np.stack([np.full((2, 2), 1.0), np.full((2, 2), 3.0)], axis=-1)[None]
     params = {
-        "fc1": {"kernel": jnp.ones((1, 1, 2, 1)), "bias": jnp.array([-2.0])},
-        "fc2": {"kernel": jnp.array([[[[1.0, -2.0]]]]), "bias": jnp.array([-1.0, 0.0])},
+        "fc1": {"kernel": np.ones((1, 1, 2, 1)), "bias": np.array([-2.0])},
+        "fc2": {"kernel": np.array([[[[1.0, -2.0]]]]), "bias": np.array([-1.0, 0.0])},
     }
+    x, params = jax.tree.map(np.float32, (x, params))
     # Means 1 + 3 - 2 = 2; (2 - 1 + 3) / 6 and (-4 + 3) / 6, of which the latter is below 0.
-    y = layer.apply({"params": params}, x)
+    y = np.asarray(jax.jit(layer.apply)({"params": params}, x))
     np.testing.assert_allclose(y[0, 0, 0], [4 / 6, 0.0], rtol=1e-6)
