@@ -293,7 +293,7 @@ def test_overfits_one_batch(name):
         "label": rng.integers(0, 10, 8).astype(np.int32),
     }
     tx = optax.flatten(optax.adam(2e-3))  # one array to update, and to compile the update of
-    state = jax.jit(partial(create_state, tx=tx))(variables)
+    state = create_state(variables, tx)
     train_step = make_train_step(classification_loss(model, mean=0.5, std=0.5), tx)
     for _ in range(200):
         state, metrics = train_step(state, batch)

@@ -55,7 +55,7 @@ DETECT = make_detector(RETINANET, mean=MEAN, std=STD, score_threshold=0.005, max
 
 def test_retinanet_learns_a_few_scenes_and_finds_their_objects():
     batch, tx = scenes(), optax.flatten(optax.adam(3e-3))
-    state = jax.jit(partial(create_state, tx=tx))(drawn())
+    state = create_state(drawn(), tx)
     step = make_train_step(retinanet_loss(RETINANET, mean=MEAN, std=STD), tx)
     first = None
     for _ in range(150):

@@ -55,7 +55,7 @@ def scenes():
 
 @functools.cache
 def initial():
-    return initial_variables(MODEL, (SIDE, SIDE, 3), seed=1)
+    return initial_variables(MODEL, (SIDE, SIDE, 3))
 
 
 DETECT = make_detector(MODEL, mean=MEAN, std=STD, score_threshold=0.01, max_detections=10)
@@ -63,12 +63,12 @@ DETECT = make_detector(MODEL, mean=MEAN, std=STD, score_threshold=0.01, max_dete
 
 def test_it_learns_a_few_scenes_and_finds_their_objects():
     batch, tx = scenes(), optax.flatten(optax.adam(3e-3))
-    state = jax.jit(partial(create_state, tx=tx))(initial())
+    state = create_state(initial(), tx)
     loss_fn = faster_rcnn_loss(MODEL, mean=MEAN, std=STD, sampling=Sampling(64, 0.5, 32, 0.5))
     step = make_train_step(loss_fn, tx)
-    for _ in range(120):
+    for _ in range(200):
         state, metrics = step(state, batch)
-        if float(metrics["loss"]) < 0.15:
+        if float(metrics["loss"]) < 0.1:
             break
     assert float(metrics["loss"]) < 0.4
     assert step._cache_size() == 1

@@ -1,6 +1,6 @@
 """The localizer: one backbone, two heads."""
 
-from functools import cache, partial
+from functools import cache
 
 import flax.linen as nn
 import jax
@@ -118,7 +118,7 @@ def test_overfits_one_batch():
         boxes[i] = x, y, x + w, y + h
         image[i, y : y + h, x : x + w] = np.eye(3, dtype=np.uint8)[labels[i]] * 250
     tx = optax.flatten(adam(1e-2))
-    state = jax.jit(partial(create_state, tx=tx))(initial())
+    state = create_state(initial(), tx)
     loss_fn = localization_loss(TINY, mean=0.5, std=0.25)
     train_step = make_train_step(loss_fn, tx)
     for _ in range(200):

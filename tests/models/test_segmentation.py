@@ -100,7 +100,7 @@ def test_overfits_one_batch(kind):
     image = np.clip(rng.normal(colors[label], 25), 0, 255).astype(np.uint8)
     label[:, :, 5] = 255  # ignored
     tx = optax.flatten(adam(5e-3))
-    state = jax.jit(partial(create_state, tx=tx))(variables)
+    state = create_state(variables, tx)
     train_step = make_train_step(segmentation_loss(model, mean=0.5, std=0.25), tx)
     for _ in range(80):
         state, metrics = train_step(state, {"image": image, "label": label})

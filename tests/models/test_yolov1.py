@@ -1,6 +1,6 @@
 """YOLO v1: the author's two networks, any backbone, the small one; it overfits a few scenes."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +181,7 @@ def test_overfits_a_few_scenes(class_loss):
     """The best boxes of each scene are its objects, and an empty scene has none."""
     batch = rectangles()
     tx = optax.flatten(adam(1e-2))
-    state = jax.jit(partial(create_state, tx=tx))(initial())
+    state = create_state(initial(), tx)
     train_step = make_train_step(yolov1_loss(SMALL, mean=0.5, std=0.25, class_loss=class_loss), tx)
     for _ in range(300):
         state, metrics = train_step(state, batch)

@@ -1,10 +1,10 @@
 """A detector's backbone from a classifier: every array, whatever normalises, and nothing else."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from random_variables import variable_shapes
 
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
@@ -15,9 +15,7 @@ SLIM = {"fpn_features": 8, "representation_size": 16, "width": 8}
 
 def drawn(seed, name, **options):
     """Variables of the model's shapes, all numbers different, without running its init."""
-    like = jax.eval_shape(
-        get_model(name, **options).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
-    )
+    like = variable_shapes(get_model(name, **options), (64, 64, 3))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), like)
 

@@ -1,17 +1,16 @@
 """Weights of RetinaNet, FCOS and SSD: there and back, new classes, a classifier's backbone."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvision.models import get_model
 from jaxvision.predict.preparation import prepare
 from jaxvision.predict.published import _expected
 from jaxvision.weights import find_weights, from_torch, load_weights, put_backbone, to_torch
 from jaxvision.weights.convert import count_by_shape, count_classes, template_leaves
-from jaxvision.weights.rules import INPUT_SHAPE, find_rules
+from jaxvision.weights.rules import find_rules
 from jaxvision.weights.torch_writer import write_safetensors
+
+from .test_rcnn_weights import assert_equal, assert_of_the_model, drawn
 
 PYRAMID = {"width": 8, "fpn_features": 8, "head_depth": 2}
 VGG = {"widths": (8, 8, 8, 8, 8), "fc_features": 16, "extra_features": (8, 8, 8, 8)}
@@ -22,24 +21,10 @@ KINDS = {  # name: (options, one of the layers that tell the classes apart)
 }
 
 
-def drawn(name, seed=0, **options):
-    """Variables of the model's shapes, all numbers different, without running its init."""
-    model = get_model(name, **options)
-    like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(INPUT_SHAPE))
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: np.asarray(rng.normal(size=x.shape) if x.ndim else 3, x.dtype), like
-    )
-
-
-def assert_equal(ours, theirs):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
 @pytest.mark.parametrize("name", ["fcos_resnet50_fpn", "ssd300_vgg16", *KINDS])
 def test_heads_are_known(name):
-    shapes = {leaf.torch_name: leaf.torch_shape for leaf in template_leaves(name)}
+    options, _ = KINDS.get(name, ({}, None))
+    shapes = {leaf.torch_name: leaf.torch_shape for leaf in template_leaves(name, **options)}
     assert count_by_shape(name, shapes) == 91
     rules = find_rules(name)
     assert {f"{head}.bias" for head in rules.heads} <= set(shapes)
@@ -51,6 +36,7 @@ def test_heads_are_known(name):
 def test_there_and_back_and_a_new_number_of_classes(name, tmp_path, capsys):
     options, torch_name = KINDS[name]
     variables = drawn(name, num_classes=7, **options)
+    assert_of_the_model(variables, name, num_classes=7, **options)
     state = to_torch(name, variables, num_classes=7, **options)
     assert f"{torch_name}.weight" in state
     assert count_classes(name, state) == 7

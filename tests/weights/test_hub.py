@@ -4,12 +4,11 @@ import dataclasses
 import hashlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model, init_variables
+from jaxvision.models import get_model
 from jaxvision.predict import Predictor
 from jaxvision.weights import catalog, from_torch, load_weights, write_safetensors, write_torch
 from jaxvision.weights.convert import template_leaves
@@ -58,7 +57,8 @@ def test_a_file_is_loaded_and_predicts(tensors, tmp_path, suffix, capsys):
     assert_same(variables, from_torch("resnet18", tensors, num_classes=5, **OPTIONS))
     assert capsys.readouterr().out == ""
     model = get_model("resnet18", num_classes=5, **OPTIONS)
-    assert np.isfinite(jax.jit(model.apply)(variables, jnp.ones((1, 32, 32, 3)))).all()
+    images = np.ones((1, 32, 32, 3), np.float32)
+    assert np.isfinite(jax.jit(model.apply)(variables, images)).all()
 
 
 def test_a_predictor_has_no_fresh_head(file):
@@ -77,7 +77,8 @@ def test_another_number_of_classes_gets_a_fresh_head(file, tensors, capsys):
         "resnet18: fresh head for 2 classes (the file has 5); all else is from weights.pth\n"
     )
     model = get_model("resnet18", num_classes=2, **OPTIONS)
-    fresh = init_variables(model, jax.random.key(3), (32, 32, 3))["params"]["fc"]
+    draw = jax.jit(lambda *x: model.init(*x)["params"]["fc"])  # and nothing else of it
+    fresh = draw(jax.random.key(3), np.zeros((1, 32, 32, 3), np.float32))
     assert_same(variables["params"]["fc"], fresh)
     assert np.abs(variables["params"]["fc"]["kernel"]).max() <= 1 / 8  # U(+-1/sqrt(64)), as torch
     whole = from_torch("resnet18", tensors, num_classes=5, **OPTIONS)
@@ -113,7 +114,8 @@ def test_models_without_a_head_leave_it_out(file, tensors, options, capsys):
     assert capsys.readouterr().out == "resnet18: left out of weights.pth: fc.bias, fc.weight\n"
     assert "fc" not in variables["params"]
     model = get_model("resnet18", **OPTIONS, **options)
-    assert jax.tree.leaves(jax.eval_shape(model.apply, variables, jnp.ones((1, 32, 32, 3))))
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    assert jax.tree.leaves(jax.eval_shape(model.apply, variables, images))
     np.testing.assert_array_equal(variables["params"]["bn1"]["scale"], tensors["bn1.weight"])
 
 

@@ -3,10 +3,9 @@
 import dataclasses
 import hashlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_variables import variable_shapes
 
 from jaxvision.models import get_model
 from jaxvision.weights import (
@@ -19,7 +18,7 @@ from jaxvision.weights import (
     write_torch,
 )
 
-from .test_rcnn_weights import assert_equal, drawn
+from .test_rcnn_weights import assert_equal, assert_of_the_model, drawn
 
 SLIM = {"width": 8, "fpn_features": 8, "representation_size": 16}
 HEADS = ("box_predictor", "mask_predictor")
@@ -35,6 +34,7 @@ HEADS = ("box_predictor", "mask_predictor")
 )
 def test_there_and_back(name, options):
     variables = drawn(name, **options)
+    assert_of_the_model(variables, name, **options)
     state = to_torch(name, variables, **options)
     assert_equal(from_torch(name, state, **options), variables)
     branch = ["mask_predictor.mask_fcn_logits", "mask_head.3.0"]
@@ -127,6 +127,6 @@ def test_what_is_published():
     assert (keypoints.name, keypoints.class_names) == ("COCO_V1", ("person",))
     assert keypoints.options == {"norm_eps": 0.0}
     assert find_weights("keypointrcnn_resnet50_fpn", "COCO_LEGACY").options == {}
-    model = get_model("keypointrcnn_resnet50_fpn")
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    model = get_model("keypointrcnn_resnet50_fpn", **SLIM, num_keypoints=3)
+    shapes = variable_shapes(model, (64, 64, 3))
     assert shapes["params"]["roi_heads"]["box_predictor"]["cls_score"]["bias"].shape == (2,)

@@ -1,29 +1,40 @@
 """Weights of Faster R-CNNs: older names, frozen normalisation, a new number of classes, COCO's."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_variables import variable_shapes
 
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
 from jaxvision.weights import find_weights, from_torch, load_weights, to_torch, write_safetensors
+from jaxvision.weights.convert import template_leaves
 from jaxvision.weights.hub import _say_what_they_need
-from jaxvision.weights.rules import find_rules
+from jaxvision.weights.rules import find_rules, nested
 
 NAME = "fasterrcnn_resnet18_fpn"
 SLIM = {"width": 8, "fpn_features": 8, "representation_size": 16}
+SLIM["anchor_sizes"] = ((16,), (32,), (64,), (96,))
 VGG = {"widths": (8, 8, 8, 8, 8), "hidden": 16}
 
 
-def drawn(name, **options):
-    """Variables of the model's shapes, all numbers different, without running its init."""
-    x = jnp.zeros((1, 64, 64, 3))
-    like = jax.eval_shape(get_model(name, **options).init, jax.random.key(0), x)
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda x: np.asarray(rng.normal(size=x.shape) if x.ndim else 3, x.dtype), like
+def drawn(name, seed=0, **options):
+    """Variables as a conversion expects them, all numbers different, without running init."""
+    rng = np.random.default_rng(seed)
+    return nested(
+        {
+            (leaf.collection, *leaf.path): np.asarray(
+                rng.normal(size=leaf.shape) if leaf.shape else 3, leaf.dtype
+            )
+            for leaf in template_leaves(name, **options)
+        }
     )
+
+
+def assert_of_the_model(variables, name, **options):
+    like = variable_shapes(get_model(name, **options), (64, 64, 3))
+    kinds = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (variables, like))
+    assert next(kinds) == next(kinds)
 
 
 def assert_equal(ours, theirs):
@@ -35,6 +46,7 @@ def assert_equal(ours, theirs):
 def test_there_and_back(frozen):
     options = {**SLIM, "frozen_norm": frozen, "anchor_sizes": [[16], [32], [64], [96]]}
     variables = drawn(NAME, **options)
+    assert_of_the_model(variables, NAME, **options)
     state = to_torch(NAME, variables, **options)
     assert {"backbone.body.bn1.weight", "rpn.head.conv.0.0.weight"} <= set(state)
     assert "roi_heads.box_predictor.cls_score.bias" in state
