@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -35,14 +34,14 @@ def from_oihw(tensor: torch.Tensor) -> np.ndarray:
 
 def linen_params(
     tensors: Iterable[tuple[str, torch.Tensor]], flattened: tuple[int, int, int]
-) -> dict[str, dict[str, jax.Array]]:
+) -> dict[str, dict[str, np.ndarray]]:
     """What torch calls `fc1.weight` and so on, as the params of a linen model.
 
     `flattened` is the (c, h, w) of what fc1 gets to see flattened: torch's order is (c, h, w), ours
     (h, w, c), so fc1's rows are permuted. Works for anything shaped like the weights, such as their
     gradients or an optimiser's buffers. The arrays are copies: training goes on in place in torch.
     """
-    params: dict[str, dict[str, jax.Array]] = {}
+    params: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in tensors:
         layer, _, kind = name.rpartition(".")
         layer = LINEN_NAMES.get(layer, layer)
@@ -55,7 +54,7 @@ def linen_params(
             array = rows.reshape(-1, len(tensor)).numpy()
         else:
             array = tensor.detach().numpy().T
-        params.setdefault(layer, {})[{"weight": "kernel"}.get(kind, kind)] = jnp.array(array)
+        params.setdefault(layer, {})[{"weight": "kernel"}.get(kind, kind)] = np.array(array)
     return params
 
 

@@ -1,5 +1,7 @@
 """Boxes, overlaps, losses, anchors and matching against the real torchvision."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,22 +39,32 @@ def assert_close(ours, theirs, tolerance=1e-5):
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+FORMS = ("xyxy", "xywh", "cxcywh")
+CHANGES = [(source, target) for source in FORMS for target in FORMS if source != target]
+
+
+@jax.jit
+def changed(boxes):
+    conversions = [getattr(ops, f"{source}_to_{target}")(boxes) for source, target in CHANGES]
+    large = ops.boxes_at_least(boxes, 2)
+    return conversions, ops.box_area(boxes), ops.clip_boxes(boxes, (300, 500)), large
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_conversions_area_clipping_and_least_size(kind):
     boxes, _ = pairs(kind)
     boxes[::5] = boxes[::5, [2, 1, 0, 3]]
     boxes[1::5] -= 200
     tensor = to_torch(boxes)
-    for source in ("xyxy", "xywh", "cxcywh"):
-        for target in {"xyxy", "xywh", "cxcywh"} - {source}:
-            ours = getattr(ops, f"{source}_to_{target}")(boxes)
-            theirs = torchvision.ops.box_convert(tensor, source, target)
-            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6, atol=1e-4)
-    np.testing.assert_array_equal(ops.box_area(boxes), torchvision.ops.box_area(tensor).numpy())
-    clipped = torchvision.ops.clip_boxes_to_image(tensor, (300, 500)).numpy()
-    np.testing.assert_array_equal(ops.clip_boxes(boxes, (300, 500)), clipped)
-    large = torchvision.ops.remove_small_boxes(tensor, 2.0).numpy()
-    np.testing.assert_array_equal(np.flatnonzero(ops.boxes_at_least(boxes, 2)), large)
+    conversions, area, clipped, large = changed(boxes)
+    for ours, (source, target) in zip(conversions, CHANGES, strict=True):
+        theirs = torchvision.ops.box_convert(tensor, source, target)
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6, atol=1e-4)
+    np.testing.assert_array_equal(area, torchvision.ops.box_area(tensor).numpy())
+    expected = torchvision.ops.clip_boxes_to_image(tensor, (300, 500)).numpy()
+    np.testing.assert_array_equal(clipped, expected)
+    expected = torchvision.ops.remove_small_boxes(tensor, 2.0).numpy()
+    np.testing.assert_array_equal(np.flatnonzero(large), expected)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "degenerate"])
@@ -74,6 +86,12 @@ def test_pairwise_measures(name, kind):
     assert_close(jax.jit(getattr(ops, name))(boxes1, boxes2), theirs)
 
 
+@partial(jax.jit, static_argnames="name")
+def loss_with_gradients(boxes1, boxes2, name):
+    values, vjp = jax.vjp(getattr(losses, name), boxes1, boxes2)
+    return values, vjp(jnp.ones_like(values))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "name", ["generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss"]
@@ -84,13 +102,7 @@ def test_losses_and_gradients(name, kind):
     tensors = [to_torch(boxes).requires_grad_() for boxes in (boxes1, boxes2)]
     theirs = getattr(torchvision.ops, name)(*tensors)
     theirs.sum().backward()
-
-    @jax.jit
-    def run(boxes1, boxes2):
-        values, vjp = jax.vjp(getattr(losses, name), boxes1, boxes2)
-        return values, vjp(jnp.ones_like(values))
-
-    values, gradients = run(boxes1, boxes2)
+    values, gradients = loss_with_gradients(boxes1, boxes2, name)
     assert_close(values, theirs)
     for gradient, tensor in zip(gradients, tensors, strict=True):
         # Of sides of a thousandth the gradients are in the thousands.
@@ -105,9 +117,27 @@ def test_smooth_l1(beta):
     tensor = to_torch(errors).requires_grad_()
     theirs = F.smooth_l1_loss(tensor, torch.zeros(COUNT), beta=beta, reduction="none")
     theirs.sum().backward()
-    assert_close(losses.smooth_l1(errors, beta), theirs)
-    gradient = jax.grad(lambda x: losses.smooth_l1(x, beta).sum())(errors)
+
+    @jax.jit
+    def run(errors):
+        values, vjp = jax.vjp(lambda x: losses.smooth_l1(x, beta), errors)
+        return values, vjp(jnp.ones_like(values))[0]
+
+    values, gradient = run(errors)
+    assert_close(values, theirs)
     assert_close(gradient, tensor.grad, 1e-4)
+
+
+encode = jax.jit(ops.encode_boxes, static_argnums=2)
+
+
+@partial(jax.jit, static_argnames="weights")
+def decode_with_gradients(deltas, anchors, cotangent, weights):
+    def decode(deltas, anchors):
+        return ops.decode_boxes(deltas, anchors[:, None], weights)
+
+    boxes, vjp = jax.vjp(decode, deltas, anchors)
+    return boxes, vjp(cotangent)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
@@ -115,8 +145,9 @@ def test_smooth_l1(beta):
 def test_coder(kind, weights):
     anchors, boxes = pairs(kind)
     coder = detection.BoxCoder(weights)
-    ours = jax.jit(lambda b, a: ops.encode_boxes(b, a, weights))(boxes, anchors)
-    assert_close(ours, coder.encode_single(to_torch(boxes), to_torch(anchors)))
+    assert_close(
+        encode(boxes, anchors, weights), coder.encode_single(to_torch(boxes), to_torch(anchors))
+    )
 
     rng = np.random.default_rng(1)
     deltas = rng.normal(size=(COUNT, 2, 4)).astype(np.float32) * np.float32(weights)
@@ -125,16 +156,8 @@ def test_coder(kind, weights):
     theirs = coder.decode_single(*tensors)
     cotangent = rng.normal(size=(COUNT, 2, 4)).astype(np.float32)
     theirs.backward(to_torch(cotangent).reshape(COUNT, 8))
-
-    @jax.jit
-    def run(deltas, anchors):
-        def decode(deltas, anchors):
-            return ops.decode_boxes(deltas, anchors[:, None], weights)
-
-        boxes, vjp = jax.vjp(decode, deltas, anchors)
-        return boxes, vjp(cotangent)
-
-    decoded, gradients = run(deltas, anchors)
+    run = decode_with_gradients(deltas, anchors, cotangent, weights)
+    decoded, gradients = jax.device_get(run)
     assert_relative(decoded.reshape(COUNT, 8), theirs, 1e-5)
     for gradient, tensor in zip(gradients, tensors, strict=True):
         assert_relative(gradient.reshape(tensor.shape), tensor.grad, 1e-4)
@@ -213,7 +236,7 @@ def test_sampler_draws_as_many():
         def draw(key, labels, size=size, fraction=fraction):
             return ops.sample_balanced(key, labels == 1, labels == 0, size, fraction)
 
-        sample = jax.jit(jax.vmap(draw))(keys, labels)
+        sample = jax.device_get(jax.jit(jax.vmap(draw))(keys, labels))
         counts = sample.positive.sum(axis=1), (sample.valid & ~sample.positive).sum(axis=1)
         for count, masks in zip(counts, theirs, strict=True):
             np.testing.assert_array_equal(count, [int(mask.sum()) for mask in masks])

@@ -14,6 +14,7 @@ from .torchvision_cpu import torchvision
 
 QUICK = (
     "alexnet",
+    "deeplabv3_resnet50",
     "fcn_resnet50",
     "mobilenet_v3_large",
     "resnet18",

@@ -54,11 +54,14 @@ def test_focal_loss(alpha, gamma):
         theirs, torch.tensor(targets), -1 if alpha is None else alpha, gamma
     )
     losses.sum().backward()
-    ours = sigmoid_focal_loss(jnp.asarray(logits), jnp.asarray(targets), alpha, gamma)
+
+    @jax.jit
+    def run(logits, targets):
+        ours, vjp = jax.vjp(lambda x: sigmoid_focal_loss(x, targets, alpha, gamma), logits)
+        return ours, vjp(jnp.ones_like(ours))[0]
+
+    ours, gradient = jax.device_get(run(logits, targets))
     np.testing.assert_allclose(ours, losses.detach().numpy(), rtol=1e-5, atol=1e-6)
-    gradient = jax.grad(lambda x: sigmoid_focal_loss(x, targets, alpha, gamma).sum())(
-        jnp.asarray(logits)
-    )
     finite = np.isfinite(theirs.grad.numpy())  # torch's own is NaN at 0 to a small power
     assert finite[:400].all()
     np.testing.assert_allclose(gradient[finite], theirs.grad.numpy()[finite], rtol=1e-4, atol=1e-6)
@@ -66,12 +69,12 @@ def test_focal_loss(alpha, gamma):
 
 def test_every_object_gets_its_box():
     rng = np.random.default_rng(0)
-    matcher = detection._utils.SSDMatcher(0.5)
+    matcher, match = detection._utils.SSDMatcher(0.5), jax.jit(match_every_object, static_argnums=1)
     for _ in range(20):
         iou = rng.uniform(size=(5, 12)).round(1).astype(np.float32)  # with ties
         theirs = matcher(torch.from_numpy(iou))
         padded_iou = np.concatenate([iou, np.ones((2, 12), np.float32)])
-        ours = match_every_object(jnp.asarray(padded_iou), 0.5, jnp.arange(7) < 5)
+        ours = match(padded_iou, 0.5, np.arange(7) < 5)
         np.testing.assert_array_equal(ours, theirs.numpy())
 
 
@@ -238,7 +241,8 @@ def test_losses_gradients_and_a_few_steps(case):
         mean, std = theirs.transform.image_mean, theirs.transform.image_std
         loss_fn = loss_of(case)(model, mean=mean, std=std)
         tx = sgd(RATE, momentum=0.9)
-        step, training = make_train_step(loss_fn, tx), create_state(variables, tx)
+        step = make_train_step(loss_fn, tx)
+        training = jax.jit(create_state, static_argnums=1)(variables, tx)
         array, sizes = padded(images, 1 if size else 32)
         batch = batch_of(array.astype(np.float64), sizes, found)
         ours = []

@@ -1,6 +1,8 @@
 """The moving average of the weights against torch.optim.swa_utils.AveragedModel."""
 
-import jax.numpy as jnp
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def test_average_of_every_step(pictures, decay):
 
     tx = sgd(0.05)
     params = linen_params(theirs.named_parameters(), (16, 4, 4))
-    state = create_state({"params": params}, tx, ema=True)
+    state = jax.jit(partial(create_state, tx=tx, ema=True))({"params": params})
     train_step = make_train_step(classification_loss(get_model("lenet")), tx, ema_decay=decay)
     for step in range(10):
         rows = np.arange(16 * step, 16 * (step + 1))
@@ -40,7 +42,7 @@ def test_average_of_every_step(pictures, decay):
         nn.CrossEntropyLoss()(logits, to_torch(labels).long()).backward()
         optimizer.step()
         average.update_parameters(theirs)
-        state, _ = train_step(state, {"image": jnp.asarray(images), "label": jnp.asarray(labels)})
+        state, _ = train_step(state, {"image": images, "label": labels})
 
         expected = linen_params(average.module.named_parameters(), (16, 4, 4))
         assert_close(state.ema["params"], expected, 1e-6, f"after step {step}")

@@ -14,7 +14,7 @@ from jaxvision.models import get_model
 from jaxvision.models.proposal_detection import make_proposal_detector
 from jaxvision.weights import from_torch, to_torch
 
-from .test_faster_rcnn import MEAN, STD, pictures, to_chw
+from .test_faster_rcnn import MEAN, STD, TORCH_TOP, pictures, to_chw
 from .test_faster_rcnn_training import errors_of, gradients_of, objects, our_batch, torch_batch
 from .torch_detectors import (
     CLASSES,
@@ -27,7 +27,7 @@ from .torch_detectors import (
 
 NAME = "fastrcnn_resnet18_fpn"
 OPTIONS = {"num_classes": CLASSES, "frozen_norm": True}
-OPTIONS |= {name: SLIM[name] for name in ("fpn_features", "representation_size")}
+OPTIONS |= {name: SLIM[name] for name in ("width", "fpn_features", "representation_size")}
 GIVEN = 30
 EVERYTHING = RoISampling(100, 0.5, background_iou=0.0)
 
@@ -59,7 +59,7 @@ def our_proposals():
 
 @pytest.fixture(scope="module")
 def theirs():
-    settings = {"min_size": 64, "max_size": 400}
+    settings = {"min_size": 64, "max_size": 400, **TORCH_TOP}
     settings |= {"box_batch_size_per_image": 100, "box_positive_fraction": 0.5}
     # The autouse fixture that lets torchvision run is of each test: this one comes before it.
     with pytest.MonkeyPatch.context() as monkeypatch:

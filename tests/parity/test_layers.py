@@ -1,7 +1,6 @@
 """Conv and Dense against Conv2d and Linear: values, all gradients, and the initial draw."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -70,6 +69,9 @@ def compare(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
 
+convolve = jax.jit(conv2d, static_argnums=(2, 3))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("padding", [(0, 0), (2, 1)])
 @pytest.mark.parametrize("stride", [(1, 1), (1, 2), (3, 1)])
@@ -79,7 +81,7 @@ def test_conv2d_with_a_stride_and_a_padding_for_each_side(channels, padding, str
     kernel = rng.normal(size=(4, 3, channels, 5)).astype(np.float32)
     weight = to_torch(kernel).permute(3, 2, 0, 1)
     expected = F.conv2d(to_nchw(x), weight, stride=stride, padding=padding)
-    y = conv2d(jnp.asarray(x), jnp.asarray(kernel), stride, padding)
+    y = convolve(x, kernel, stride, padding)
     compare(y, from_nchw(expected))
 
 
@@ -120,7 +122,7 @@ LARGE = {  # fan-in, ours, theirs, the input's shape
 @pytest.mark.parametrize("layer", LARGE)
 def test_initial_weights_and_biases_are_drawn_as_torch_draws_them(layer):
     fan_in, ours, theirs, shape = LARGE[layer]
-    params = jax.jit(ours.init)(jax.random.key(0), jnp.zeros(shape))["params"]
+    params = jax.jit(ours.init)(jax.random.key(0), np.zeros(shape, np.float32))["params"]
     torch.manual_seed(0)
     theirs = theirs()
     bound = 1 / np.sqrt(fan_in)

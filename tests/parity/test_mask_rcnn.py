@@ -63,10 +63,13 @@ def both(case):
     """Returns what torchvision's heads say, what comes out in the end, and what we find."""
     theirs, model, variables = made(case)
     raw, final = found_by(theirs, to_chw(pictures()))
-    images, sizes = padded(pictures())
-    images = normalize_images(jnp.asarray(images), MEAN, STD)
     find = functools.partial(DETECTORS[type(model)], model, selection=Selection(max_detections=12))
-    return raw, final, jax.device_get(jax.jit(find)(variables, images, sizes=jnp.asarray(sizes)))
+
+    @jax.jit
+    def say(variables, images, sizes):
+        return find(variables, normalize_images(images, MEAN, STD), sizes=sizes)
+
+    return raw, final, jax.device_get(say(variables, *padded(pictures())))
 
 
 def cases(names):
@@ -177,14 +180,13 @@ def test_mask_loss_and_its_gradient():
         theirs, [to_torch(boxes)], [to_torch(gt_masks)], [to_torch(labels)], [to_torch(matched)]
     )
     wanted.backward()
-    crop = jax.jit(functools.partial(crop_masks, size=28))
-    targets = crop(gt_masks, boxes, matched)
 
-    def loss(logits):
-        classes = jnp.asarray(labels[matched], jnp.int32)
-        return mask_head_loss(logits, classes, targets, jnp.ones(9, bool))
+    @jax.jit
+    @jax.value_and_grad
+    def loss(logits, classes, valid):
+        return mask_head_loss(logits, classes, crop_masks(gt_masks, boxes, matched, 28), valid)
 
-    found, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
+    found, gradient = loss(logits, labels[matched].astype(np.int32), np.ones(9, bool))
     np.testing.assert_allclose(found, wanted.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, from_nchw(theirs.grad), atol=1e-7)
 
@@ -204,11 +206,15 @@ def test_keypoint_loss_and_its_gradient():
         theirs, [to_torch(boxes)], [to_torch(keypoints)], [to_torch(matched)]
     )
     wanted.backward()
-    cells, valid = keypoint_targets(jnp.asarray(keypoints[matched]), jnp.asarray(boxes), 56)
+
+    @jax.jit
+    def loss(logits, keypoints, boxes):
+        cells, valid = keypoint_targets(keypoints, boxes, 56)
+        return valid, jax.value_and_grad(keypoint_head_loss)(logits, cells, valid)
+
+    valid, (found, gradient) = jax.device_get(loss(logits, keypoints[matched], boxes))
     assert 3 < valid.sum() < 28
     assert valid[0, 0]
-    loss = functools.partial(keypoint_head_loss, cells=cells, valid=valid)
-    found, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
     np.testing.assert_allclose(found, wanted.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, from_nchw(theirs.grad), atol=1e-7)
 

@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -33,6 +32,16 @@ POOLS = [  # window, stride, padding
 ]
 
 
+STATIC = ("window", "stride", "padding", "ceil_mode")
+with_argmax = jax.jit(max_pool_with_argmax, static_argnames=STATIC)
+
+
+@partial(jax.jit, static_argnames=("pool", *STATIC))
+def with_gradient(x, cotangent, pool, **options):
+    y, vjp = jax.vjp(partial(pool, **options), x)
+    return y, vjp(cotangent)[0]
+
+
 def picture(kind, shape):
     rng = np.random.default_rng(len(kind))
     x = rng.normal(size=shape).astype(np.float32)
@@ -53,8 +62,7 @@ def test_values_and_indices(window, stride, padding, kind, ceil_mode):
     expected, places = F.max_pool2d(
         to_nchw(x), window, stride, padding, ceil_mode=ceil_mode, return_indices=True
     )
-    run = partial(max_pool_with_argmax, window=window, stride=stride, padding=padding)
-    y, indices = jax.jit(partial(run, ceil_mode=ceil_mode))(x)
+    y, indices = with_argmax(x, window=window, stride=stride, padding=padding, ceil_mode=ceil_mode)
     np.testing.assert_array_equal(y, from_nchw(expected))
     np.testing.assert_array_equal(indices, from_nchw(places))
 
@@ -68,14 +76,15 @@ def test_ceil_mode_and_its_gradient(window, stride, padding, kind):
     rng = np.random.default_rng(0)
     cotangent = rng.integers(-9, 10, from_nchw(expected).shape).astype(np.float32)
     expected.backward(to_nchw(cotangent))
-    run = partial(max_pool, window=window, stride=stride, padding=padding, ceil_mode=True)
-    y, vjp = jax.vjp(jax.jit(run), jnp.asarray(x))
+    options = {"window": window, "stride": stride, "padding": padding, "ceil_mode": True}
+    y, gradient = with_gradient(x, cotangent, max_pool, **options)
     np.testing.assert_array_equal(y, from_nchw(expected))
-    np.testing.assert_array_equal(vjp(jnp.asarray(cotangent))[0], from_nchw(theirs.grad))
+    np.testing.assert_array_equal(gradient, from_nchw(theirs.grad))
 
 
 @pytest.mark.parametrize("size", range(1, 12))
 def test_ceil_mode_has_torchs_sizes(size):
+    ours = jax.ShapeDtypeStruct((1, size, size, 1), np.float32)
     for window in range(1, 6):
         for stride in range(1, 6):
             for padding in range(window // 2 + 1):
@@ -87,9 +96,9 @@ def test_ceil_mode_has_torchs_sizes(size):
                     expected = F.max_pool2d(x, window, stride, padding, ceil_mode=True).shape[-1]
                 except RuntimeError:
                     with pytest.raises(ValueError, match="does not fit"):
-                        jax.eval_shape(run, jnp.zeros((1, size, size, 1)))
+                        jax.eval_shape(run, ours)
                     continue
-                assert jax.eval_shape(run, jnp.zeros((1, size, size, 1))).shape[1] == expected
+                assert jax.eval_shape(run, ours).shape[1] == expected
 
 
 def test_avg_pool():
@@ -97,13 +106,11 @@ def test_avg_pool():
     for window, stride, padding in POOLS:
         theirs = to_nchw(x).requires_grad_()
         expected = F.avg_pool2d(theirs, window, stride, padding)
-        y, vjp = jax.vjp(
-            jax.jit(partial(avg_pool, window=window, stride=stride, padding=padding)),
-            jnp.asarray(x),
-        )
         expected.backward(expected.detach())
+        cotangent, options = from_nchw(expected), {"stride": stride, "padding": padding}
+        y, gradient = with_gradient(x, cotangent, avg_pool, window=window, **options)
         np.testing.assert_allclose(y, from_nchw(expected), atol=1e-6)
-        np.testing.assert_allclose(vjp(y)[0], from_nchw(theirs.grad), atol=1e-6)
+        np.testing.assert_allclose(gradient, from_nchw(theirs.grad), atol=1e-6)
 
 
 @pytest.fixture
@@ -124,21 +131,26 @@ def test_max_unpool(window, stride, padding):
     expected = F.max_unpool2d(theirs, places, window, stride, padding, output_size=(13, 16))
     cotangent = picture("relu", (2, 13, 16, 3))
     expected.backward(to_nchw(cotangent))
-    ours = jnp.asarray(from_nchw(y)), jnp.asarray(from_nchw(places).astype(np.int32))
-    got, vjp = jax.vjp(jax.jit(lambda v: max_unpool(v, ours[1], (13, 16))), ours[0])
+
+    @jax.jit
+    def run(values, indices, cotangent):
+        got, vjp = jax.vjp(lambda v: max_unpool(v, indices, (13, 16)), values)
+        return got, vjp(cotangent)[0]
+
+    got, gradient = run(from_nchw(y), from_nchw(places).astype(np.int32), cotangent)
     np.testing.assert_array_equal(got, from_nchw(expected))
-    np.testing.assert_array_equal(vjp(jnp.asarray(cotangent))[0], from_nchw(theirs.grad))
+    np.testing.assert_array_equal(gradient, from_nchw(theirs.grad))
 
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_nearest_and_bed_of_nails(factor):
     x = picture("normal", (2, 5, 6, 3))
     nearest = F.interpolate(to_nchw(x), scale_factor=factor, mode="nearest")
-    np.testing.assert_array_equal(unpool_nearest(jnp.asarray(x), factor), from_nchw(nearest))
+    np.testing.assert_array_equal(unpool_nearest(x, factor), from_nchw(nearest))
     one = torch.zeros(3, 1, factor, factor)
     one[:, 0, 0, 0] = 1
     nails = F.conv_transpose2d(to_nchw(x), one, stride=factor, groups=3)
-    np.testing.assert_array_equal(unpool_bed_of_nails(jnp.asarray(x), factor), from_nchw(nails))
+    np.testing.assert_array_equal(unpool_bed_of_nails(x, factor), from_nchw(nails))
 
 
 TRANSPOSED = [  # features, kernel, stride, padding, output padding, groups, dilation
@@ -202,7 +214,8 @@ def test_conv_transpose(features, kernel, stride, padding, extra, groups, dilati
 
 def test_the_initial_draw_of_conv_transpose():
     theirs = nn.ConvTranspose2d(40, 60, 3, groups=2)
-    params = ConvTranspose(60, (3, 3), groups=2).init(jax.random.key(0), jnp.zeros((1, 2, 2, 40)))
+    draw = jax.jit(ConvTranspose(60, (3, 3), groups=2).init)
+    params = draw(jax.random.key(0), np.zeros((1, 2, 2, 40), np.float32))
     bound = 1 / np.sqrt(30 * 9)
     for ours, tensor in (
         (params["params"]["kernel"], theirs.weight),

@@ -100,7 +100,7 @@ def test_raw_outputs_and_suppressed_boxes(name, monkeypatch):
     with quietly(), torch.no_grad():
         decoded = theirs(bgr(x))
     model = get_model(name, num_classes=CLASSES)
-    outputs = jax.jit(functools.partial(model.apply, train=False))(variables, x)
+    outputs = jax.device_get(jax.jit(functools.partial(model.apply, train=False))(variables, x))
     for level, ours in enumerate(outputs):
         wanted = torch.cat([raw[level, kind] for kind in ("reg", "obj", "cls")], dim=1)
         np.testing.assert_allclose(ours, from_nchw(wanted), rtol=0, atol=1e-4)
@@ -108,8 +108,13 @@ def test_raw_outputs_and_suppressed_boxes(name, monkeypatch):
     check_detections(outputs, model.strides, decoded)
 
 
+decode = jax.jit(decode_yolox, static_argnames="strides")
+OPTIONS = ("score_threshold", "iou_threshold", "max_detections", "multi_label")
+select = jax.jit(select_detections, static_argnames=OPTIONS)
+
+
 def check_detections(outputs, strides, decoded):
-    boxes, scores = decode_yolox(outputs, strides)
+    boxes, scores = jax.device_get(decode(outputs, strides))
     theirs = decoded.clone()
     best = (theirs[..., 4:5] * theirs[..., 5:]).amax(-1)
     np.testing.assert_allclose(scores.max(axis=-1), best.numpy(), atol=1e-5)
@@ -117,7 +122,7 @@ def check_detections(outputs, strides, decoded):
     with quietly():
         wanted = postprocess(theirs, scores.shape[-1], threshold, 0.3)
     for i, rows in enumerate(wanted):
-        ours = select_detections(
+        found = select(
             boxes[i],
             scores[i],
             score_threshold=threshold,
@@ -125,6 +130,7 @@ def check_detections(outputs, strides, decoded):
             max_detections=len(boxes[i]),
             multi_label=False,
         )
+        ours = jax.device_get(found)
         count = int(ours.valid.sum())
         assert 3 < count == len(rows) < (scores[i].max(axis=1) >= threshold).sum()
         np.testing.assert_allclose(ours.boxes[:count], rows[:, :4], rtol=1e-4, atol=1e-3)
@@ -341,7 +347,7 @@ def train_ours(variables):
     tx = sgd(1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
     step = make_train_step(yolox_loss(model, std=1 / 255, use_l1=True), tx)
     variables = jax.tree.map(lambda x: x.astype(np.float64) if x.ndim else x, variables)
-    state, losses = create_state(variables, tx), []
+    state, losses = jax.jit(create_state, static_argnums=1)(variables, tx), []
     for image, targets in training_batches():
         boxes, labels, box_valid = objects_for_us(targets)
         batch = {"image": image, "boxes": boxes, "labels": labels, "box_valid": box_valid}

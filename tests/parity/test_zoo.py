@@ -42,7 +42,11 @@ def torch_model(name: str, *, narrow: bool = False, **options) -> torch.nn.Modul
     """torchvision's own network, with its initialisation and non-trivial BatchNorm."""
     torch.manual_seed(0)
     build = narrow_vgg11_bn if narrow else getattr(torchvision.models, name)
-    model = build(**options)
+    return unsettled(build(**options))
+
+
+def unsettled(model: torch.nn.Module) -> torch.nn.Module:
+    """The network with BatchNorm that does something, for inference."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.0)

@@ -8,12 +8,21 @@ from torch import nn
 
 from jaxvision.models import get_model
 
-from .torch_detectors import CLASSES, FrozenBatchNorm2d, by_name, detection, recorded
+from .torch_detectors import (
+    CLASSES,
+    WIDTH,
+    FrozenBatchNorm2d,
+    by_name,
+    detection,
+    narrow_resnet18,
+    recorded,
+)
 from .torchvision_cpu import torchvision
 
 FPN = 64
 SIZES = (16, 24, 40, 64, 96)
-SLIM = {"fpn_features": FPN, "num_classes": CLASSES}
+DEPTH = 2  # convolutions of a head, instead of four
+SLIM = {"width": WIDTH, "fpn_features": FPN, "head_depth": DEPTH, "num_classes": CLASSES}
 RETINANET = {**SLIM, "anchor_sizes": SIZES}
 SECOND = {"p6_from_p5": False, "head_group_norm": True, "box_loss": "giou"}
 NARROW = {"widths": (8, 8, 16, 16, 16), "fc_features": 32, "extra_features": (32, 16, 16, 16)}
@@ -21,29 +30,32 @@ NARROW = {"widths": (8, 8, 16, 16, 16), "fc_features": 32, "extra_features": (32
 
 def resnet18_with_p6_p7(norm_layer=FrozenBatchNorm2d, from_p5=True):
     return detection.backbone_utils.BackboneWithFPN(
-        torchvision.models.resnet18(norm_layer=norm_layer),
+        narrow_resnet18(norm_layer),
         {f"layer{i}": str(i) for i in (2, 3, 4)},
-        [128, 256, 512],
+        [2 * WIDTH, 4 * WIDTH, 8 * WIDTH],
         FPN,
         extra_blocks=torchvision.ops.feature_pyramid_network.LastLevelP6P7(
-            FPN if from_p5 else 512, FPN
+            FPN if from_p5 else 8 * WIDTH, FPN
         ),
     )
 
 
-def slim_retinanet(second=False, **settings):
+def slim_retinanet(second=False, depth=DEPTH, **settings):
     """What `retinanet_resnet18_fpn` is with the options RETINANET, or with SECOND too."""
     thirds = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in SIZES)
     anchors = detection.anchor_utils.AnchorGenerator(thirds, ((0.5, 1.0, 2.0),) * 5)
     norm = functools.partial(nn.GroupNorm, 32) if second else None
     head = detection.retinanet.RetinaNetHead(FPN, 9, CLASSES, norm)
+    for part in (head.classification_head, head.regression_head):
+        part.conv = part.conv[:depth]
     head.regression_head._loss_type = "giou" if second else "l1"
     backbone = resnet18_with_p6_p7(nn.BatchNorm2d if second else FrozenBatchNorm2d, not second)
     return detection.RetinaNet(backbone, CLASSES, anchor_generator=anchors, head=head, **settings)
 
 
 def slim_fcos(**settings):
-    return detection.FCOS(resnet18_with_p6_p7(), CLASSES, **settings)
+    head = detection.fcos.FCOSHead(FPN, 1, CLASSES, DEPTH)
+    return detection.FCOS(resnet18_with_p6_p7(), CLASSES, head=head, **settings)
 
 
 class NarrowVGG(detection.ssd.SSDFeatureExtractorVGG):

@@ -13,7 +13,13 @@ from .torchvision_cpu import sampled_roi_align, torchvision
 detection = torchvision.models.detection
 FrozenBatchNorm2d = torchvision.ops.misc.FrozenBatchNorm2d
 CLASSES = 7
-SLIM = {"anchor_sizes": (16, 32, 64, 96), "fpn_features": 64, "representation_size": 128}
+WIDTH = 16  # a ResNet's first stage
+SLIM = {
+    "width": WIDTH,
+    "anchor_sizes": (16, 32, 64, 96),
+    "fpn_features": 64,
+    "representation_size": 128,
+}
 SLIM_WIDTHS = (8, 8, 16, 16, 16)  # VGG's
 
 
@@ -41,13 +47,36 @@ def anchors(sizes):
     return detection.anchor_utils.AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
 
 
+class NarrowResNet(torchvision.models.ResNet):
+    """Of the width `WIDTH`, which torchvision has no option for: it always begins with 64."""
+
+    def __init__(self, *arguments, num_classes=1000, **options):
+        super().__init__(*arguments, **options)
+        self.fc = nn.Linear(self.inplanes, num_classes)
+
+    def _make_layer(self, block, planes, *arguments, **options):
+        if planes == 64:  # the first stage: the stem is there already
+            self.inplanes = WIDTH
+            self.conv1 = nn.Conv2d(3, WIDTH, 7, stride=2, padding=3, bias=False)
+            self.bn1 = self._norm_layer(WIDTH)
+        return super()._make_layer(block, planes * WIDTH // 64, *arguments, **options)
+
+
+def narrow_resnet18(norm_layer=FrozenBatchNorm2d, **options):
+    block = torchvision.models.resnet.BasicBlock
+    return NarrowResNet(block, [2, 2, 2, 2], norm_layer=norm_layer, **options)
+
+
+def narrow_resnet50(**options):
+    return NarrowResNet(torchvision.models.resnet.Bottleneck, [3, 4, 6, 3], **options)
+
+
 def slim_resnet18(norm_layer=FrozenBatchNorm2d, **settings):
     """What `fasterrcnn_resnet18_fpn` is with the options `SLIM`."""
-    body = torchvision.models.resnet18(norm_layer=norm_layer)
     backbone = detection.backbone_utils.BackboneWithFPN(
-        body,
+        narrow_resnet18(norm_layer),
         {f"layer{i + 1}": str(i) for i in range(4)},
-        [64, 128, 256, 512],
+        [WIDTH * 2**i for i in range(4)],
         SLIM["fpn_features"],
         extra_blocks=OneLevelLess(),
     )

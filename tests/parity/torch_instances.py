@@ -8,19 +8,20 @@ from torch import nn
 from .torch_detectors import (
     CLASSES,
     SLIM,
-    FrozenBatchNorm2d,
+    WIDTH,
     anchors,
     by_name,
     centre,
     detection,
     distinct,
+    narrow_resnet18,
     slim_resnet18,
     spread,
 )
-from .torchvision_cpu import torchvision
 
 KEYPOINTS = 5
 SLIM_KEYPOINTS = {
+    "width": WIDTH,
     "fpn_features": 16,
     "representation_size": 32,
     "num_classes": 3,
@@ -44,12 +45,12 @@ def slim_mask_rcnn(second=False, **settings):
 
 
 def slim_keypoint_rcnn(**settings):
-    """What `keypointrcnn_resnet50_fpn` is with the options SLIM_KEYPOINTS."""
-    width, hidden, classes, keypoints = SLIM_KEYPOINTS.values()
+    """What `keypointrcnn_resnet18_fpn` is with the options SLIM_KEYPOINTS."""
+    _, width, hidden, classes, keypoints = SLIM_KEYPOINTS.values()
     backbone = detection.backbone_utils.BackboneWithFPN(
-        torchvision.models.resnet50(norm_layer=FrozenBatchNorm2d),
+        narrow_resnet18(),
         {f"layer{i + 1}": str(i) for i in range(4)},
-        [256, 512, 1024, 2048],
+        [WIDTH * 2**i for i in range(4)],
         width,
     )
     return detection.KeypointRCNN(
@@ -78,7 +79,11 @@ CASES = {  # name: (torchvision's, our name, our options)
         "maskrcnn_resnet18_fpn",
         {**SLIM, "num_classes": CLASSES, "frozen_norm": True},
     ),
-    "keypoint": (slim_keypoint_rcnn, "keypointrcnn_resnet50_fpn", SLIM_KEYPOINTS),
+    "keypoint": (
+        slim_keypoint_rcnn,
+        "keypointrcnn_resnet18_fpn",
+        {**SLIM_KEYPOINTS, "frozen_norm": True},
+    ),
     "maskrcnn_resnet50_fpn": (
         functools.partial(frozen, "MaskRCNN", 91),
         "maskrcnn_resnet50_fpn",
