@@ -8,6 +8,7 @@ import functools
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -66,10 +67,10 @@ def both_say(case):
     def say(variables, images, sizes):
         if not isinstance(theirs, detection.ssd.SSD):
             images = normalize_images(images, MEAN, STD)
-        return model.apply(variables, images, sizes, train=False)
+        outputs = model.apply(variables, images, sizes, train=False)
+        return outputs, decoded(theirs, outputs, sizes)
 
-    outputs = jax.device_get(say(variables, batch, sizes))
-    return heads, anchors[0], given, outputs, decoded(theirs, outputs, sizes)
+    return heads, anchors[0], given, *jax.device_get(say(variables, batch, sizes))
 
 
 def as_it_wants(theirs, heads, anchors, transformed):
@@ -93,14 +94,13 @@ def decoded(theirs, outputs, sizes):
     }
     *said, anchors = outputs
     if isinstance(theirs, detection.ssd.SSD):
-        said = [np.concatenate(x, axis=1) for x in said]
+        said = [jnp.concatenate(x, axis=1) for x in said]
         decode, anchors = decode_ssd, np.concatenate(anchors)
     else:
         decode = decode_fcos if isinstance(theirs, detection.FCOS) else decode_retinanet
-    decode = jax.jit(functools.partial(decode, **options))  # one by one it compiles faster
-    each = [jax.tree.map(lambda x, i=i: x[i], tuple(said)) for i in range(len(sizes))]
-    found = [decode(*x, anchors, tuple(size)) for x, size in zip(each, sizes, strict=True)]
-    return jax.tree.map(lambda *x: np.stack(x), *found)
+    return jax.vmap(lambda size, *x: decode(*x, anchors, (size[0], size[1]), **options))(
+        sizes, *said
+    )
 
 
 every_network = pytest.mark.parametrize(

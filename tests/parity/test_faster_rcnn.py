@@ -33,7 +33,7 @@ SIZES = {
     # In one array these are as large as those above, so that one compile serves both.
     64: [(64, 96), (64, 64), (90, 64), (64, 120), (100, 64)],
 }
-decode = jax.jit(decode_rcnn)  # a picture at a time, which compiles faster than a batch
+decode = jax.jit(decode_rcnn)  # one picture: faster to compile; test_mask_rcnn.py has a batch
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TOP = {"pre_nms_top_n": (300, 200), "post_nms_top_n": (150, 100)}
 TORCH_TOP = {
