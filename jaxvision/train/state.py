@@ -5,6 +5,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -53,8 +54,11 @@ def create_state(
 
 
 def copied(x: Any) -> jax.Array:
-    """Returns a copy on the device. Unlike `jnp.array` it compiles nothing for a new shape."""
-    return jax.device_put(x, may_alias=False)
+    """Returns a copy on the device. Unlike `jnp.array` it compiles nothing for a new shape.
+
+    NumPy's arrays are copied before: jax may still be reading one when `device_put` has returned.
+    """
+    return jax.device_put(np.array(x) if isinstance(x, np.ndarray) else x, may_alias=False)
 
 
 def _bound_together(state: TrainState) -> TrainState:

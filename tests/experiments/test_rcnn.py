@@ -139,6 +139,10 @@ def test_weights_that_training_starts_from(rcnn, experiment, config, faster, mon
     stem = start.variables["params"]["backbone"]["body"]["conv1"]["kernel"]
     np.testing.assert_array_equal(stem, classifier["params"]["conv1"]["kernel"])
     assert start.mean == (0.485, 0.456, 0.406)
+    around = {part: start.variables["params"][part] for part in ("rpn", "roi_heads")}
+    around["fpn"] = start.variables["params"]["backbone"]["fpn"]
+    wanted = {**drawn.variables["params"], "fpn": drawn.variables["params"]["backbone"]["fpn"]}
+    jax.tree.map(np.testing.assert_array_equal, around, {part: wanted[part] for part in around})
 
     _, trained, _ = load_checkpoint(config.run_dir)
     init = dataclasses.replace(config, init=str(config.run_dir))
@@ -148,7 +152,8 @@ def test_weights_that_training_starts_from(rcnn, experiment, config, faster, mon
     jax.tree.map(np.testing.assert_array_equal, start.variables, trained)
     fewer = rcnn.first_weights(init, *rcnn.network_of(init, 3)).variables["params"]
     kernel = fewer["roi_heads"]["box_predictor"]["cls_score"]["kernel"]
-    assert kernel.shape == (16, 4)
+    assert np.asarray(kernel).shape == (16, 4)  # drawn, and not only its shape
+    assert np.abs(kernel).max() > 0
     head = trained["params"]["roi_heads"]["box_head"]
     jax.tree.map(np.testing.assert_array_equal, fewer["roi_heads"]["box_head"], head)
     wider = dataclasses.replace(init, width=16)
