@@ -214,9 +214,9 @@ def test_only_the_one_error_comes_out_in_bounded_memory_and_time(monkeypatch):
     tracemalloc.start()
     try:
         for data in cases(COUNT):
-            began = time.perf_counter()
+            began = time.process_time()
             read += is_read(data)
-            seconds = time.perf_counter() - began
+            seconds = time.process_time() - began
             if seconds > slowest:
                 slowest, worst = seconds, data
         _, peak = tracemalloc.get_traced_memory()
