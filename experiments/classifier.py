@@ -24,7 +24,7 @@ from jaxvision.models import Head, get_model, init_variables
 from jaxvision.ops import normalize_images
 from jaxvision.predict import Predictor
 from jaxvision.report import read_records, write_classification_report
-from jaxvision.train import create_state, evaluate, make_eval_step, make_train_step
+from jaxvision.train import TrainState, create_state, evaluate, make_eval_step, make_train_step
 from jaxvision.train.optim import Freeze, LearningRate, freeze
 from jaxvision.train.resident import RESIDENT_LIMIT, ResidentData
 from jaxvision.train.run import Run, read_config
@@ -139,6 +139,11 @@ def train_classifier(
         select=data.select if resident else None,
     )
     validate = validation_of(loss_fn, validation)
+    validated = {}  # metrics by step: after the last one they need not be computed again
+
+    def evaluation(state: TrainState) -> dict[str, float]:
+        validated[int(state.step)] = validate(state)
+        return validated[int(state.step)]
 
     total_parameters = sum(x.size for x in jax.tree.leaves(state.params))
     state = fit_in_run(
@@ -148,7 +153,7 @@ def train_classifier(
         data,
         batches=batches,
         epochs=task.epochs,
-        evaluate=validate,
+        evaluate=evaluation,
         learning_rate=task.learning_rate,
         best=task.best,
         meta=meta,
@@ -161,7 +166,7 @@ def train_classifier(
         workers=0 if resident else workers,
         line=line,
     )
-    metrics = validate(state)
+    metrics = validated.get(int(state.step)) or validate(state)  # nothing was left to train
     if report:
         write_report(run.path, title, task.train, task.validation)
     return metrics

@@ -112,15 +112,37 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
+    check_alike({name: config_of(config, name) for name in NAMES})
+
+
+def config_of(config: Config, name: str) -> dict[str, Any]:
+    """Returns the config of the given run, or the one that will be trained with."""
+    given = getattr(config, name)
+    if given is None:
+        return vars(replace(config.training, model=name))
+    stored = read_config(given)
+    if stored.get("model") != name:
+        raise UserError(
+            f"{given}: expected a run of {NAMES[name]}, got one of {stored.get('model')}"
+        )
+    return stored
+
+
+def check_alike(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses runs of other pictures or another backbone; in what a detector has of its own, such
+    as augmentation, they may differ."""
+    same = ("backbone", "data", "picture_size", "size", "shortest", "longest", "width", "stem")
+    for key in same:
+        values = {name: each.get(key) for name, each in configs.items()}
+        if len({str(value) for value in values.values()}) > 1:
+            listed = ", ".join(f"{NAMES[name]} has {value}" for name, value in values.items())
+            raise UserError(f"expected runs with the same --{key.replace('_', '-')}: {listed}")
 
 
 def trained(config: Config, name: str, folder: Path) -> Path:
     """Returns the folder of a finished run: the given one, or one that is trained here."""
     given = getattr(config, name)
     if given is not None:
-        stored = read_config(given).get("model")
-        if stored != name:
-            raise UserError(f"{given}: expected a run of {NAMES[name]}, got one of {stored}")
         return given
     path = folder / name
     print(f"{NAMES[name]}: {path}")
@@ -131,15 +153,9 @@ def trained(config: Config, name: str, folder: Path) -> Path:
 
 
 def flags_of(config: Config, runs: Mapping[str, Path]) -> PictureFlags:
-    """Returns the flags of pictures that all runs share; they may differ in what a detector of its
-    own has, such as augmentation."""
+    """Returns the flags of pictures that all runs share."""
     stored = {name: read_config(path) for name, path in runs.items()}
-    same = ("backbone", "data", "picture_size", "size", "shortest", "longest", "width", "stem")
-    for key in same:
-        values = {name: each.get(key) for name, each in stored.items()}
-        if len({str(value) for value in values.values()}) > 1:
-            listed = ", ".join(f"{NAMES[name]} has {value}" for name, value in values.items())
-            raise UserError(f"expected runs with the same --{key.replace('_', '-')}: {listed}")
+    check_alike(stored)  # those that were trained here earlier too
     first = stored["rcnn"]
     flags = {f.name: first[f.name] for f in fields(PictureFlags) if f.name in first}
     for name in ("source", "data_dir"):

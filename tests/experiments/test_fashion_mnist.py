@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "fashion_mnist.py"
+NETWORK = {"features": (4,), "kernel_sizes": (5,), "hidden": (16,)}  # which compiles sooner
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +49,6 @@ def read_records(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def command(*flags):
-    return subprocess.run(
-        [sys.executable, "experiments/fashion_mnist.py", *map(str, flags)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_a_run_leaves_all_its_files(trained_run):
     config = json.loads((trained_run / "config.json").read_text())
     assert config["batch_size"] == 50
@@ -76,10 +68,22 @@ def test_a_run_leaves_all_its_files(trained_run):
     assert meta["mean"] == 0.5
 
 
-def test_stopped_and_resumed_equals_a_whole_run(fashion_mnist, small, tmp_path):
-    whole = fashion_mnist.main(small(epochs=2, augment=True, run_dir=tmp_path / "whole"))
-    fashion_mnist.main(small(augment=True))
-    resumed = fashion_mnist.main(small(epochs=2, augment=True, resume=True))
+def test_stopped_and_resumed_equals_a_whole_run(
+    fashion_mnist, experiment, small, tmp_path, monkeypatch
+):
+    classifier, steps = experiment("classifier"), []
+    evaluate = classifier.evaluate
+
+    def seen(eval_step, state, batches):
+        steps.append(int(state.step))
+        return evaluate(eval_step, state, batches)
+
+    monkeypatch.setattr(classifier, "evaluate", seen)
+    options = {"augment": True, **NETWORK}
+    whole = fashion_mnist.main(small(epochs=2, run_dir=tmp_path / "whole", **options))
+    assert len(steps) == len(set(steps)) == 2  # nothing is validated twice
+    fashion_mnist.main(small(**options))
+    resumed = fashion_mnist.main(small(epochs=2, resume=True, **options))
     assert resumed == whole
     a, b = (load_checkpoint(tmp_path / name, "latest")[1] for name in ("whole", "run"))
     for layer in a["params"]:
@@ -129,11 +133,11 @@ def test_mistakes_are_refused_before_anything_is_written(fashion_mnist, small, t
         fashion_mnist.main(small(model="mlp", features=(3,)))
     assert not (tmp_path / "run" / "config.json").exists()
     with pytest.raises(UserError, match="expected --log-every and --checkpoint-every of at least"):
-        fashion_mnist.main(small(log_every=-5))
+        fashion_mnist.main(small(log_every=-5, **NETWORK))
 
 
 def test_another_models_run_folder_is_refused_and_untouched(fashion_mnist, small, tmp_path):
-    fashion_mnist.main(small())
+    fashion_mnist.main(small(**NETWORK))
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="model was 'lenet', now 'mlp'"):
         fashion_mnist.main(small(model="mlp", resume=True))
@@ -174,7 +178,7 @@ def test_the_command_line_says_one_line_and_fails(run_script, flags, message, da
 
 
 def test_unknown_flags_and_help(run_script):
-    assert command("--epoch", "3").returncode == 2
+    assert run_script(SCRIPT, "--epoch", "3").returncode == 2
     result = run_script(SCRIPT, "--help")
     assert result.returncode == 0
     for flag in (
@@ -189,10 +193,12 @@ def test_unknown_flags_and_help(run_script):
         assert flag in result.stdout
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, data_dir):
+def test_ctrl_c_saves_and_says_how_to_go_on(run_script, tmp_path, data_dir):
     run = tmp_path / "run"
     flags = ["--data", "embedded", "--data-dir", data_dir, "--run-dir", run, "--log-every", "20"]
-    flags = [*map(str, flags), "--epochs", "1", "--batch-size", "20", "--no-report"]
+    # Many steps of a small network: time enough for the signal, and soon at the end.
+    flags += ["--epochs", "1", "--batch-size", "4", "--no-report", "--model", "mlp"]
+    flags = [*map(str, flags), "--hidden", "8"]
     process = subprocess.Popen(
         [sys.executable, "-u", "experiments/fashion_mnist.py", *flags],
         cwd=ROOT,
@@ -210,8 +216,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, data_dir):
     assert "stopped by SIGINT after step" in rest
     assert f"--run-dir {run}" in rest
     resume = rest.strip().splitlines()[-1].split()
-    assert resume[0] == "python"
+    assert resume[:2] == ["python", "experiments/fashion_mnist.py"]
     assert resume[-1] == "--resume"
-    result = command(*resume[2:])
+    result = run_script(SCRIPT, *resume[2:])
     assert result.returncode == 0, result.stderr
     assert "going on from step" in result.stdout
