@@ -45,7 +45,10 @@ demo: install
 	$(VENV)/bin/python -m jaxvision predict $(DEMO_RUN) $(DEMO_RUN)/samples
 	@echo "open $(DEMO_RUN)/report.html in a browser to see the curves and the mistakes"
 
-test: lint suite parity
+# Both environments at once: pip works on one core.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 install $(PARITY_VENV)/installed
+	@$(MAKE) --no-print-directory lint suite parity
 
 check: lint suite
 
