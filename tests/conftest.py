@@ -14,6 +14,9 @@ from pathlib import Path
 # Before jax is imported: the suite must not depend on the machine's devices or reach the network.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAXVISION_OFFLINE"] = "1"
+# Tests run side by side. PyTorch's threads, more than there are cores left, wait for one another by
+# spinning, also in the processes that a benchmark starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 CACHE = Path(tempfile.gettempdir()) / "jaxvision-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -63,7 +66,7 @@ def on_eight_devices():
         flags = os.environ.get("XLA_FLAGS", "")
         environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
             "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8",
             "JAX_NUMPY_RANK_PROMOTION": "raise",
             # XLA runs all simulated devices in one pool, of as many threads as there are cores or

@@ -11,6 +11,7 @@ single examples with and without masks, and whole batches of pictures.
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -53,6 +54,8 @@ def time_drawing(config: Config, size: int, processes: int, folder: Path) -> dic
         "processes": processes,
         "announce": say_nothing,
     }
+    # The garments once: what was drawn before goes, and is drawn anew from them.
+    shutil.rmtree(folder / "garment_scenes", ignore_errors=True)
     load_splits("fashion_mnist", data=config.data, data_dir=folder, announce=say_nothing)
     since = time.perf_counter()
     load_detection("garment_scenes", **options)
@@ -102,9 +105,9 @@ def main(config: Config) -> dict[str, Any]:
     console = Console()
     console.print(f"{facts['date']}, {facts['cores']} cores, load {facts['load']:.1f} before")
     drawing, reading = [], []
-    for size in config.sizes:
-        for processes in config.processes:
-            with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        for size in config.sizes:
+            for processes in config.processes:
                 seconds = time_drawing(config, size, processes, Path(folder))
                 drawing.append({"size": size, "processes": processes, **seconds})
                 if processes == config.processes[-1]:

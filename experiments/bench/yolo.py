@@ -99,10 +99,19 @@ def torch_weights(variables: Any) -> dict[str, np.ndarray]:
 class Workload:
     """Our side: the network, its optimiser and the batches, on the device."""
 
-    def __init__(self, batches: dict[str, np.ndarray], seed: int, class_loss: str, dtype: Any):
+    def __init__(
+        self,
+        batches: dict[str, np.ndarray],
+        seed: int,
+        class_loss: str,
+        dtype: Any,
+        start: Any = None,
+    ):
         model = get_model("yolov1_tiny", num_classes=CLASSES, dtype=dtype)
-        variables = init_variables(model, jax.random.key(seed), batches["image"].shape[2:])
-        self.start = jax.device_get(variables)
+        if start is None:
+            size = batches["image"].shape[2:]
+            start = jax.device_get(init_variables(model, jax.random.key(seed), size))
+        self.start = variables = start
         if dtype == jnp.float64:
             variables = jax.tree.map(lambda x: x.astype(dtype) if x.ndim else x, variables)
             batches = {**batches, "image": batches["image"].astype(np.float64) / 255}
@@ -112,7 +121,7 @@ class Workload:
         tx = optax.chain(
             optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
         )
-        self.opt_state = tx.init(self.params)
+        self.opt_state = jax.jit(tx.init)(self.params)
         self.batches = [
             jax.device_put({name: array[i] for name, array in batches.items()})
             for i in range(len(batches["image"]))
@@ -245,7 +254,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
             np.savez(folder / "weights.npz", **torch_weights(ours.start))
             np.savez(folder / "batches.npz", **batches)
             if torch is not None:
-                result = compare(options, batches, torch)
+                result = compare(options, batches, torch, ours.start)
             results = time_blocks(options, ours, torch)
         finally:
             if torch is not None:
@@ -258,11 +267,11 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(
-    options: argparse.Namespace, batches: dict[str, np.ndarray], torch: TorchProcess
+    options: argparse.Namespace, batches: dict[str, np.ndarray], torch: TorchProcess, start: Any
 ) -> dict[str, Any]:
     with jax.enable_x64(options.device == "cpu"):
         dtype = jnp.float64 if options.device == "cpu" else jnp.bfloat16
-        ours = Workload(batches, options.seed, options.class_loss, dtype)
+        ours = Workload(batches, options.seed, options.class_loss, dtype, start)
         losses = ours.losses(options.check_steps)
     theirs = np.array(torch.request(losses=options.check_steps)["losses"])
     difference = largest_difference(losses, theirs)

@@ -1,5 +1,6 @@
 """Data for the tests of `jaxvision.data`, and a small HTTP server that can misbehave."""
 
+import fcntl
 import gzip
 import threading
 import time
@@ -15,12 +16,17 @@ from jaxvision.data.idx import idx_bytes, idx_sha256
 
 
 @pytest.fixture(scope="session")
-def embedded_dir(tmp_path_factory):
-    """A data folder in which the embedded subset is prepared. Not to be changed."""
+def embedded_dir(shared_dir):
+    """A data folder in which the embedded subset is prepared, and nothing else.
+
+    Not to be changed: the workers share it. One prepares, and another that needs it waits.
+    """
     from jaxvision.data import load_splits
 
-    folder = tmp_path_factory.mktemp("embedded")
-    load_splits("fashion_mnist", data="embedded", data_dir=folder, announce=lambda line: None)
+    folder = shared_dir / "embedded"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        load_splits("fashion_mnist", data="embedded", data_dir=folder, announce=lambda line: None)
     return folder
 
 

@@ -41,9 +41,9 @@ def fails(**options):
     return message
 
 
-def run(code, *arguments, check=True):
+def run(code, *arguments):
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=check)
+    return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
 # The subset inside the package
@@ -320,16 +320,21 @@ def test_a_killed_preparation_leaves_nothing_that_looks_prepared(tmp_path):
     (leftover,) = parent.iterdir()
     assert leftover.name.startswith("incomplete.")
     os.utime(leftover, (0, 0))
-    assert run(PREPARE, tmp_path).stdout.endswith("11000\n")
+    assert len(load_dataset("fashion_mnist", data="embedded", data_dir=tmp_path)) == 11_000
     assert [folder.name for folder in parent.iterdir()] == ["1.0.0"]  # and an old leftover is gone
 
 
 @pytest.mark.slow
 def test_two_processes_that_prepare_at_once_both_get_the_data(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(PREPARE), str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate()[0].endswith("11000\n") for process in both] == [True, True]
-    assert [f.name for f in (tmp_path / "fashion_mnist" / "embedded").iterdir()] == ["1.0.0"]
+    parent = tmp_path / "fashion_mnist" / "embedded"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        # This process has imported all it needs: it would be done before the other begins.
+        while other.poll() is None and not list(parent.glob("incomplete.*")):
+            time.sleep(0.005)
+        assert len(load_dataset("fashion_mnist", data="embedded", data_dir=tmp_path)) == 11_000
+        assert other.communicate()[0].endswith("11000\n")
+    assert [f.name for f in parent.iterdir()] == ["1.0.0"]
 
 
 def test_losing_the_race_is_no_error(tmp_path, tiny_full, monkeypatch):
@@ -350,11 +355,14 @@ def test_losing_the_race_is_no_error(tmp_path, tiny_full, monkeypatch):
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
-    pytest.importorskip("resource")
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))"
-    ran = run(f"{limit}\n{textwrap.dedent(PREPARE)}", tmp_path, check=False)
-    assert ran.returncode == 1
-    assert f"UserError: {tmp_path}: the disk is full" in ran.stderr.splitlines()[-1]
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        message = fails(data="embedded", data_dir=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert message.startswith(f"{tmp_path}: the disk is full")
     assert not list((tmp_path / "fashion_mnist" / "embedded").iterdir())
 
 

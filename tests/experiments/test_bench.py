@@ -1,10 +1,9 @@
 """The benchmark, end to end and tiny: without PyTorch everywhere, and with the real one."""
 
 import json
-import os
-import subprocess
 import sys
 import venv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,17 +17,17 @@ def python_without_torch(tmp_path):
     return tmp_path / "bare" / "bin" / "python"
 
 
-def run_bench(data_dir, *flags):
-    command = [sys.executable, str(BENCH), "--data", "embedded", "--data-dir", str(data_dir)]
-    command += ["--repeats", "2", "--startups", "1", *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=600)
+@pytest.fixture
+def run_bench(run_script, data_dir):
+    small = ("--data", "embedded", "--data-dir", data_dir, "--repeats", 2, "--startups", 1)
+    return partial(run_script, BENCH, *small)
 
 
 @pytest.mark.slow
-def test_without_pytorch(data_dir, tmp_path, python_without_torch):
+def test_without_pytorch(run_bench, tmp_path, python_without_torch):
     file = tmp_path / "numbers.json"
     flags = ["--batch-sizes", 4, 50, "--steps", 5, "--json", file]
-    done = run_bench(data_dir, *flags, "--torch-python", python_without_torch)
+    done = run_bench(*flags, "--torch-python", python_without_torch)
     assert done.returncode == 0, done.stderr
     assert "PyTorch: not installed" in done.stdout
     # In the heading, for both batch sizes, and for the start-up.
@@ -52,11 +51,11 @@ def test_without_pytorch(data_dir, tmp_path, python_without_torch):
 
 
 @pytest.mark.parity
-def test_with_pytorch(data_dir, tmp_path):
+def test_with_pytorch(run_bench, tmp_path):
     pytest.importorskip("torch")
     file = tmp_path / "numbers.json"
     flags = ["--batch-sizes", 4, "--steps", 5, "--json", file, "--torch-python", sys.executable]
-    done = run_bench(data_dir, *flags)
+    done = run_bench(*flags)
     assert done.returncode == 0, done.stderr
     assert "not installed" not in done.stdout.replace("torchvision is not installed", "")
 

@@ -1,9 +1,9 @@
 """The benchmark of augmentation for detection, tiny: alone, and with the real PyTorch."""
 
 import json
-import subprocess
 import sys
 import venv
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,9 @@ BENCH = Path(__file__).parents[2] / "experiments" / "bench" / "detection_pipelin
 TINY = ("--pictures", 6, "--size", 24, "--batch-size", 3, "--batches", 2, "--repeats", 2)
 
 
-def run_bench(*flags):
-    command = [sys.executable, str(BENCH), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def run_bench(run_script):
+    return partial(run_script, BENCH)
 
 
 def check_results(file, workers, sides):
@@ -30,7 +30,7 @@ def check_results(file, workers, sides):
     return numbers
 
 
-def test_without_pytorch(tmp_path):
+def test_without_pytorch(run_bench, tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
     file, python = tmp_path / "numbers.json", tmp_path / "bare" / "bin" / "python"
     done = run_bench(*TINY, "--workers", 0, 2, "--json", file, "--torch-python", python)
@@ -41,7 +41,7 @@ def test_without_pytorch(tmp_path):
 
 
 @pytest.mark.parity
-def test_with_pytorch(tmp_path):
+def test_with_pytorch(run_bench, tmp_path):
     pytest.importorskip("torch")
     file = tmp_path / "numbers.json"
     done = run_bench(*TINY, "--workers", 1, "--json", file, "--torch-python", sys.executable)
@@ -50,8 +50,8 @@ def test_with_pytorch(tmp_path):
     check_results(file, [1], ["jaxvision", "pytorch"])
 
 
-def test_a_bad_flag_is_one_line(run_script):
-    done = run_script(BENCH, "--pictures", 5, "--batch-size", 6)
+def test_a_bad_flag_is_one_line(run_bench):
+    done = run_bench("--pictures", 5, "--batch-size", 6)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "at least --batch-size, 6" in done.stderr

@@ -1,9 +1,9 @@
 """The pipeline's benchmark, tiny: without PyTorch everywhere, and with the real one."""
 
 import json
-import subprocess
 import sys
 import venv
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,12 @@ BENCH = Path(__file__).parents[2] / "experiments" / "bench" / "pipeline.py"
 TINY = ("--pictures", 6, "--batch-size", 3, "--batches", 2, "--repeats", 2)
 
 
-def run_bench(*flags):
-    command = [sys.executable, str(BENCH), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def run_bench(run_script):
+    return partial(run_script, BENCH)
 
 
-def test_without_pytorch(tmp_path):
+def test_without_pytorch(run_bench, tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
     file = tmp_path / "numbers.json"
     python = tmp_path / "bare" / "bin" / "python"
@@ -38,7 +38,7 @@ def test_without_pytorch(tmp_path):
 
 
 @pytest.mark.parity
-def test_with_pytorch(tmp_path):
+def test_with_pytorch(run_bench, tmp_path):
     pytest.importorskip("torch")
     file = tmp_path / "numbers.json"
     done = run_bench(*TINY, "--workers", 1, "--json", file, "--torch-python", sys.executable)
@@ -59,20 +59,22 @@ def test_with_pytorch(tmp_path):
         ([*TINY, "--torch-python", "/nowhere/python"], "expected a Python interpreter"),
     ],
 )
-def test_a_bad_flag_is_one_line(run_script, flags, message):
-    done = run_script(BENCH, *flags)
+def test_a_bad_flag_is_one_line(run_bench, flags, message):
+    done = run_bench(*flags)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_its_pictures_compress_as_photographs_do(tmp_path):
-    # In a process of its own, because two scripts here are called `classifier`.
-    program = "import sys, pathlib, pipeline\n"
+def test_its_pictures_compress_as_photographs_do(run_script, tmp_path):
+    # As a script, because two modules here are called `classifier`.
+    program = f"import sys\nsys.path.insert(0, {str(BENCH.parent)!r})\n"
+    program += "import pathlib, pipeline\n"
     program += "print(pipeline.write_pictures(pathlib.Path(sys.argv[1]), 4))"
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True, check=True)
+    (tmp_path / "write.py").write_text(program)
+    done = run_script(tmp_path / "write.py", tmp_path)
+    assert done.returncode == 0, done.stderr
     size = int(done.stdout)
     paths = sorted(tmp_path.rglob("*.jpg"))
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [

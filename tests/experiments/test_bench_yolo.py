@@ -1,7 +1,6 @@
 """The benchmark of YOLO v1, tiny: with the real PyTorch, and without."""
 
 import json
-import subprocess
 import sys
 import venv
 from functools import partial
@@ -13,13 +12,13 @@ BENCH = Path(__file__).parents[2] / "experiments" / "bench" / "yolo.py"
 TINY = ["--size", 32, "--batch-size", 2, "--check-steps", 3, "--repeats", 2, "--seconds", 0.01]
 
 
-def run_bench(*flags):
-    command = [sys.executable, str(BENCH), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def run_bench(run_script):
+    return partial(run_script, BENCH)
 
 
 @pytest.mark.parity
-def test_both_sides_have_the_same_losses(tmp_path):
+def test_both_sides_have_the_same_losses(run_bench, tmp_path):
     pytest.importorskip("torch")
     file = tmp_path / "numbers.json"
     done = run_bench(*TINY, "--json", file, "--torch-python", sys.executable)
@@ -36,16 +35,15 @@ def test_both_sides_have_the_same_losses(tmp_path):
         }
 
 
-def test_bad_flags_are_one_line_and_come_before_any_work(run_script, tmp_path):
+def test_bad_flags_are_one_line_and_come_before_any_work(run_bench, tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
     bare = tmp_path / "bare" / "bin" / "python"
-    here = partial(run_script, BENCH)
-    for run, flags, message in (
-        (here, ["--repeats", 0], "must be at least 1"),
-        (here, [*TINY, "--torch-python", tmp_path / "nothing"], "expected a Python interpreter"),
-        (run_bench, [*TINY, "--torch-python", bare], "expected a Python with PyTorch"),
+    for flags, message in (
+        (["--repeats", 0], "must be at least 1"),
+        ([*TINY, "--torch-python", tmp_path / "nothing"], "expected a Python interpreter"),
+        ([*TINY, "--torch-python", bare], "expected a Python with PyTorch"),
     ):
-        done = run(*flags)
+        done = run_bench(*flags)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert message in done.stderr

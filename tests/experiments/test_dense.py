@@ -37,8 +37,9 @@ def config(dense, data_dir, tmp_path_factory):
         fpn_features=8,
         head_depth=1,
         num_train=16,
-        num_val=16,
-        num_test=16,
+        num_val=1,
+        num_test=1,
+        score_threshold=0.001,
         epochs=2,
         batch_size=8,
         garments="embedded",
@@ -66,7 +67,11 @@ def test_a_run_leaves_its_files_and_every_term(config, result):
 
 
 def test_its_checkpoint_predicts(config, result):
-    predictor = Predictor.from_checkpoint(config.run_dir, score_threshold=0.001)
+    thresholds = {
+        "score_threshold": config.score_threshold,
+        "max_detections": config.max_detections,
+    }
+    predictor = Predictor.from_checkpoint(config.run_dir, **thresholds)
     assert len(predictor.class_names) == 10
     found = predictor(np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8))
     assert len(found)

@@ -1,8 +1,6 @@
 """The preview of garment_scenes and its benchmark, tiny."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,16 +61,12 @@ def test_a_wrong_flag_is_one_line(garment_scenes, config):
         garment_scenes.main(config(val=0))
 
 
-def run_bench(*flags):
-    command = [sys.executable, str(BENCH), "--data", "embedded", *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
 @pytest.mark.slow
-def test_the_benchmark(tmp_path):
+def test_the_benchmark(run_script, tmp_path):
     file = tmp_path / "numbers.json"
     flags = ["--sizes", 128, 224, "--processes", 1, "--scenes", 20, "--repeats", 1]
-    done = run_bench(*flags, "--batch-size", 8, "--json", file)
+    flags += ["--data", "embedded", "--batch-size", 8, "--json", file]
+    done = run_script(BENCH, *flags)
     assert done.returncode == 0, done.stderr
     assert "Preparing 20 scenes" in done.stdout
     numbers = json.loads(file.read_text())
