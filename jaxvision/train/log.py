@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxvision.errors import UserError, describe_os_error
+from jaxvision.train.events import EventFile
 
 SHOWN_METRICS = ("loss", "accuracy", "learning_rate", "examples_per_second")
 
@@ -41,16 +42,13 @@ class RunLog:
         self._quiet = quiet
         self._console = Console()
         if run_dir is not None:
-            from tensorboardX import SummaryWriter
-
             run_dir = Path(run_dir)
             try:
                 self._path = run_dir / "metrics.jsonl"
                 _drop_records_after(self._path, start_step)
                 self._file = self._path.open("a", encoding="utf-8")
-                self._events = SummaryWriter(
-                    str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None
-                )
+                purge_step = start_step + 1 if start_step else None
+                self._events = EventFile(run_dir / "tensorboard", purge_step=purge_step)
             except OSError as error:
                 raise UserError(f"cannot write to {run_dir}: {describe_os_error(error)}") from error
 
@@ -88,9 +86,8 @@ class RunLog:
             try:
                 self._file.write(json.dumps(plain) + "\n")
                 self._file.flush()
-                for name, value in plain.items():
-                    if "/" in name and value is not None:
-                        self._events.add_scalar(name, value, record["step"])
+                metrics = {k: v for k, v in plain.items() if "/" in k and v is not None}
+                self._events.write(metrics, record["step"])
             except OSError as error:
                 raise UserError(
                     f"cannot write to {self._path}: {describe_os_error(error)}"

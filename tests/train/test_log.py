@@ -42,19 +42,53 @@ def test_going_on_drops_what_a_killed_run_left_behind(tmp_path):
     assert json.loads(lines(tmp_path)[-1])["train/loss"] == 2.0
 
 
-def test_tensorboard_gets_the_scalars(tmp_path):
+def events(run_dir):
     from tensorboardX.proto import event_pb2
 
-    with RunLog(tmp_path, quiet=True) as log:
-        log.write(record(7, train_loss=0.5))
-    [file] = (tmp_path / "tensorboard").iterdir()
-    data, events = file.read_bytes(), []
+    [file] = (run_dir / "tensorboard").iterdir()
+    data, found = file.read_bytes(), []
     while data:  # TFRecord: length (8 bytes), its checksum (4), the event, its checksum (4)
         size = int.from_bytes(data[:8], "little")
-        events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
         data = data[16 + size :]
-    scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
-    assert scalars == [(7, "train/loss", 0.5)]
+    return found
+
+
+def test_tensorboard_gets_the_scalars(tmp_path):
+    with RunLog(tmp_path, quiet=True) as log:
+        log.write(record(7, train_loss=0.5, train_accuracy=0.25))
+        log.write(record(8, train_loss=math.nan))
+    scalars = [(e.step, v.tag, v.simple_value) for e in events(tmp_path) for v in e.summary.value]
+    assert scalars == [(7, "train/loss", 0.5), (7, "train/accuracy", 0.25)]
+
+
+def test_tensorboard_hides_what_a_killed_run_left_behind(tmp_path):
+    with RunLog(tmp_path, start_step=6, quiet=True) as log:
+        log.write(record(7, train_loss=0.5))
+    version, start, scalar = events(tmp_path)
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (7, start.session_log.START)
+    assert scalar.step == 7
+
+
+def test_a_disk_that_fills_up_is_one_line_and_no_waiting(tmp_path):
+    """Though metrics.jsonl still has room: its file is the smaller one."""
+    resource = pytest.importorskip("resource")
+    values = {f"train_{name}": 1.0 for name in "abcdefgh"}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_for_long(log):
+        for step in range(1000):
+            log.write(record(step, **values))
+
+    with RunLog(tmp_path, quiet=True) as log:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            with pytest.raises(UserError, match=f"cannot write to {tmp_path}"):
+                write_for_long(log)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 0 < (tmp_path / "metrics.jsonl").stat().st_size < 20_000
 
 
 def test_a_line_of_ones_own(capsys):
