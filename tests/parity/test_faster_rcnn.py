@@ -49,6 +49,14 @@ def pictures(side):
     return blobs(SIZES[side], seed=side)
 
 
+def seen(side):
+    """What all networks are shown here.
+
+    With other seeds one or another has boxes whose IoU is the threshold but for rounding.
+    """
+    return blobs(SIZES[side], seed=side + 1)
+
+
 def blobs(sizes, seed=0):
     """Blurred noise, so that places differ: float pictures of these sizes (h, w)."""
     rng = np.random.default_rng(seed)
@@ -72,9 +80,9 @@ def made(name):
     if not name.endswith("_v2"):
         options |= TOP
     classes = CLASSES if name in QUICK[:2] else 91
-    theirs = torch_detector(name, to_chw(pictures(96)), **settings)
+    theirs = torch_detector(name, to_chw(seen(96)), **settings)
     if name == QUICK[1]:  # or it finds two of the classes, and in tall pictures one
-        centre(theirs, theirs.roi_heads.box_predictor.cls_score, to_chw(pictures(96)))
+        centre(theirs, theirs.roi_heads.box_predictor.cls_score, to_chw(seen(96)))
     variables = from_torch(name, state_of(theirs), num_classes=classes, **options)
     model = get_model(name, num_classes=classes, **options)
     if name.endswith("_v2"):  # it has no options for this
@@ -88,7 +96,7 @@ def torchvision_says(name, side):
     theirs.transform.min_size = (side,)
     modules = {"features": theirs.backbone, "anchors": theirs.rpn.head, "proposals": theirs.rpn}
     with recorded(modules) as record, torch.no_grad():
-        found = theirs(to_chw(pictures(side)))
+        found = theirs(to_chw(seen(side)))
     return record["features"][0], record["anchors"][0], record["proposals"][0][0], found
 
 
@@ -112,7 +120,7 @@ def program(name):
 
 @functools.cache
 def we_say(name, side):
-    images, sizes = padded(pictures(side))
+    images, sizes = padded(seen(side))
     *said, proposals, logits, deltas = jax.device_get(program(name)(made(name)[2], images, sizes))
     each = zip(logits, deltas, proposals.boxes, sizes, proposals.valid, strict=True)
     found = [decode(*x, tuple(size), valid=valid) for *x, size, valid in each]
