@@ -7,7 +7,7 @@ from jaxvision.models import resnet
 
 @pytest.fixture(autouse=True, scope="module")
 def shallow_resnet18():
-    """ResNet-18, and every detector on it, with one block a stage: half of what would compile.
+    """ResNet-18, and every detector on it, with one block a stage, which compiles sooner.
 
     What an experiment does is the same at any depth, which tests/models and tests/parity look at.
     """
