@@ -89,6 +89,8 @@ def pretrain(config: Config, run_dir: Path, weights: Path) -> None:
     unknown = set(config.new_classes) - set(names)
     if unknown or not 1 < len(config.new_classes) < len(names) - 1:
         raise UserError(f"--new-classes: expected some of {', '.join(names)}")
+    # More than there are is refused here, and not by the first transfer.
+    draw_examples(select_classes(splits["train"], config.new_classes), config.num_pictures, seed=0)
     old = tuple(name for name in names if name not in config.new_classes)
     train, validation = (as_rgb(select_classes(splits[k], old)) for k in ("train", "test"))
     if config.prenum_pictures is not None:

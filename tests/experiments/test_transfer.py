@@ -251,6 +251,10 @@ def test_the_offline_table(experiment, data_dir, tmp_path, capsys, monkeypatch):
     other = {"resume": False, "run_dir": tmp_path / "other"}
     with pytest.raises(UserError, match="--new-classes"):
         module.main(with_changes(config, new_classes=("Hat",), **other))
+    other["run_dir"] = tmp_path / "more"
+    with pytest.raises(UserError, match="--num-pictures 9999: expected 1 to 3300"):
+        module.main(with_changes(config, num_pictures=9999, **other))
+    assert not (tmp_path / "more" / "pretrain").exists()
 
 
 def interrupted(*arguments):
