@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from jaxvision.models.layers import BatchNorm, Conv, Dense, flatten_as_torch
+from jaxvision.models.layers import BatchNorm, Conv, Dense, flatten_as_torch, parameter
 from jaxvision.ops import conv_output_size, max_pool
 from jaxvision.types import Array
 
@@ -51,8 +51,8 @@ class LocallyConnected(nn.Module):
         out = [conv_output_size(side, size, stride, self.padding) for side in x.shape[1:3]]
         init = nn.initializers.normal((2 / (size * size * channels)) ** 0.5)
         shape = (*out, size, size, channels, self.features)
-        kernel = self.param("kernel", init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (*out, self.features), jnp.float32)
+        kernel = parameter(self, "kernel", init, shape)
+        bias = parameter(self, "bias", nn.initializers.zeros, (*out, self.features))
         pads = ((0, 0), (self.padding, self.padding), (self.padding, self.padding), (0, 0))
         x = jnp.pad(x.astype(self.dtype), pads)
         ends = [(n - 1) * stride + 1 for n in out]

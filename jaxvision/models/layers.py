@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
@@ -35,6 +36,28 @@ def fan_in_uniform(fan_in: int) -> Initializer:
     return init
 
 
+def parameter(
+    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]
+) -> Float[Array, "*d"]:
+    """Returns `module.param(name, init, shape, jnp.float32)`, of which JAX has less to trace.
+
+    linen traces the initialiser also where there is a value already, to compare its shape: half the
+    time that tracing a network takes. And each layer's anew, where equal ones here share a trace.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, _draw, init, shape)
+    value = module.get_variable("params", name)
+    if jnp.shape(value) != shape:
+        path = module.scope.path_text
+        raise ScopeParamShapeError(name, path, jnp.shape(value), shape)
+    return value
+
+
+@partial(jax.jit, static_argnames=("init", "shape"))
+def _draw(key: jax.Array, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
+    return init(key, shape, jnp.float32)
+
+
 class Conv(nn.Module):
     """torch's Conv2d on NHWC: `kernel` [fh, fw, c, k], `bias` [k]; `padding` zeros on each side."""
 
@@ -53,7 +76,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         init = fan_in_uniform(math.prod(shape[:-1]))
-        kernel = self.param("kernel", self.kernel_init or init, shape, jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init or init, shape)
         y = conv2d(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -63,7 +86,7 @@ class Conv(nn.Module):
             (self.dilation, self.dilation),
         )
         if self.use_bias:
-            bias = self.param("bias", self.bias_init or init, (self.features,), jnp.float32)
+            bias = parameter(self, "bias", self.bias_init or init, (self.features,))
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
@@ -91,7 +114,7 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
         shape = (*self.kernel_size, self.features // self.groups, x.shape[-1])
         init = fan_in_uniform(math.prod(shape[:-1]))  # torch's fan-in is of the outputs here
-        kernel = self.param("kernel", self.kernel_init or init, shape, jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init or init, shape)
         y = conv_transpose2d(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -102,7 +125,7 @@ class ConvTranspose(nn.Module):
             (self.dilation, self.dilation),
         )
         if self.use_bias:
-            bias = self.param("bias", self.bias_init or init, (self.features,), jnp.float32)
+            bias = parameter(self, "bias", self.bias_init or init, (self.features,))
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
@@ -120,10 +143,10 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b k"]:
         init = fan_in_uniform(x.shape[-1])
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init or init, shape, jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init or init, shape)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
-            bias = self.param("bias", self.bias_init or init, (self.features,), jnp.float32)
+            bias = parameter(self, "bias", self.bias_init or init, (self.features,))
             y = y + bias.astype(self.dtype).reshape(1, -1)
         return y
 
@@ -147,8 +170,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *d c"], *, train: bool) -> Float[Array, "b *d c"]:
         shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, shape)
+        bias = parameter(self, "bias", nn.initializers.zeros, shape)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         tracked = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32)
@@ -210,8 +233,8 @@ class GroupNorm(nn.Module):
         b, h, w, c = x.shape
         if c % self.groups:
             raise ValueError(f"expected channels in {self.groups} groups, got {c} channels")
-        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, (c,))
+        bias = parameter(self, "bias", nn.initializers.zeros, (c,))
         y = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         y = y.reshape(b, h * w, self.groups, c // self.groups)
         mean = y.mean(axis=(1, 3), keepdims=True)

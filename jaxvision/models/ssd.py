@@ -14,7 +14,13 @@ from jaxtyping import Float, Int
 from jaxvision.models import vgg
 from jaxvision.models.dense import DenseOutputs, by_anchor, on_zeros
 from jaxvision.models.fpn import Maps
-from jaxvision.models.layers import Conv, ConvNormActivation, Norm, kaiming_normal_fan_out
+from jaxvision.models.layers import (
+    Conv,
+    ConvNormActivation,
+    Norm,
+    kaiming_normal_fan_out,
+    parameter,
+)
 from jaxvision.models.mobilenet_v3 import LARGE
 from jaxvision.models.ssdlite_features import NORMAL, SSDLiteFeatures
 from jaxvision.ops import max_pool
@@ -23,6 +29,7 @@ from jaxvision.ops.precision import at_least_float32
 from jaxvision.types import Array
 
 XAVIER = {"kernel_init": nn.initializers.xavier_uniform(), "bias_init": nn.initializers.zeros}
+LENGTH = nn.initializers.constant(20.0)
 VGG = {"kernel_init": kaiming_normal_fan_out, "bias_init": nn.initializers.zeros}
 
 
@@ -125,9 +132,7 @@ class SSDFeatures(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], *, train: bool) -> Maps:
         x = UntilConv4(self.widths, self.dtype, name="features")(images)
-        scale_weight = self.param(
-            "scale_weight", nn.initializers.constant(20.0), x.shape[-1:], jnp.float32
-        )
+        scale_weight = parameter(self, "scale_weight", LENGTH, x.shape[-1:])
         scaled = scale_weight.reshape(1, 1, 1, -1) * unit_length(x)
         extra = ExtraBlocks(
             self.widths[4], self.fc_features, self.extra_features, self.dtype, name="extra"

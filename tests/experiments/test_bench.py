@@ -50,6 +50,7 @@ def test_without_pytorch(run_bench, tmp_path, python_without_torch):
     assert all(0 < s < 10 for s in numbers["import_jaxvision"])
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_with_pytorch(run_bench, tmp_path):
     pytest.importorskip("torch")

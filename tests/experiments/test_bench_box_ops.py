@@ -16,6 +16,7 @@ def run_bench(run_script):
     return partial(run_script, BENCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_both_sides_keep_the_same(run_bench, tmp_path):
     pytest.importorskip("torch")

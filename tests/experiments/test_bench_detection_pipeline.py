@@ -40,6 +40,7 @@ def test_without_pytorch(run_bench, tmp_path):
     assert numbers["environment"]["pytorch"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_with_pytorch(run_bench, tmp_path):
     pytest.importorskip("torch")

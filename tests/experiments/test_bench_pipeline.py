@@ -37,6 +37,7 @@ def test_without_pytorch(run_bench, tmp_path):
         assert all(0 < s < 10 for s in seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_with_pytorch(run_bench, tmp_path):
     pytest.importorskip("torch")

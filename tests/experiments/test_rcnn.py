@@ -11,6 +11,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from random_variables import random_variables
 
 from jaxvision import cli
 from jaxvision.errors import UserError
@@ -44,8 +45,11 @@ def config(rcnn, data_dir, tmp_path_factory):
         optimizer="sgd",  # the least to compile
         ema_decay=None,
         width=8,
+        stem="small",  # three maps
+        frozen_norm=True,
         fpn_features=8,
         representation_size=16,
+        anchor_sizes=(8, 16, 32),
         pre_nms_top_n=20,
         post_nms_top_n=10,
         num_proposals=40,
@@ -74,7 +78,8 @@ def fast_config(config, faster):
 def fast(rcnn, fast_config):
     with contextlib.redirect_stdout(io.StringIO()) as said:
         result = rcnn.main(fast_config)
-    assert "not used by --model fast: --pre-nms-top-n, --post-nms-top-n\n" in said.getvalue()
+    unused = "--anchor-sizes, --pre-nms-top-n, --post-nms-top-n"
+    assert f"not used by --model fast: {unused}\n" in said.getvalue()
     return result
 
 
@@ -130,11 +135,10 @@ def test_weights_that_training_starts_from(rcnn, experiment, config, faster, mon
     drawn = rcnn.first_weights(config, model, options)
     assert (drawn.mean, drawn.std) == (0.5, 0.25)
 
-    classifier = jax.jit(get_model("resnet18", num_classes=7, width=8).init)(
-        jax.random.key(3), np.zeros((1, 32, 32, 3), np.float32)
-    )
+    slim = {"num_classes": 7, "width": 8, "stem": "small"}
+    classifier = random_variables(get_model("resnet18", **slim), (32, 32, 3))
     file = tmp_path / "pretrained.safetensors"
-    write_safetensors(file, to_torch("resnet18", classifier, num_classes=7, width=8))
+    write_safetensors(file, to_torch("resnet18", classifier, **slim))
     start = rcnn.first_weights(dataclasses.replace(config, init=str(file)), model, options)
     stem = start.variables["params"]["backbone"]["body"]["conv1"]["kernel"]
     np.testing.assert_array_equal(stem, classifier["params"]["conv1"]["kernel"])
@@ -184,8 +188,9 @@ def test_weights_that_training_starts_from(rcnn, experiment, config, faster, mon
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(rcnn, config, flags, message, tmp_path):
+    plain = {"stem": None, "frozen_norm": None, "anchor_sizes": None, "run_dir": tmp_path / "run"}
     with pytest.raises(UserError, match=message):
-        rcnn.main(dataclasses.replace(config, run_dir=tmp_path / "run", **flags))
+        rcnn.main(dataclasses.replace(config, **{**plain, **flags}))
     assert not (tmp_path / "run").exists()
 
 
@@ -229,8 +234,6 @@ def test_voc2007_keeps_the_shapes_of_its_pictures(
         num_train=None,
         num_val=1,
         num_test=None,
-        anchor_sizes=(8, 16, 32, 64),
-        frozen_norm=True,
         run_dir=tmp_path / "run",
     )
     result = rcnn.main(voc)

@@ -1,11 +1,15 @@
-"""First variables: those of the model's own `init`, and how much XLA optimises what draws them."""
+"""First variables: those of the model's own `init`, and how little is traced and compiled."""
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 
 from jaxvision.models import get_model, init_variables
 from jaxvision.models.initialization import jit_once
+from jaxvision.models.layers import Conv, parameter
 
 LEVEL = "xla_backend_optimization_level"
 
@@ -53,3 +57,53 @@ def test_a_level_that_the_environment_asks_for_stands(monkeypatch, flags, option
     monkeypatch.setattr(jax, "jit", jit)
     jit_once(sum)
     assert asked == [options]
+
+
+def test_a_parameter_is_linens():
+    init = nn.initializers.normal(0.3)
+
+    class Linens(nn.Module):
+        @nn.compact
+        def __call__(self):
+            return self.param("kernel", init, (3, 4), jnp.float32)
+
+    class Ours(nn.Module):
+        @nn.compact
+        def __call__(self):
+            return parameter(self, "kernel", init, (3, 4))
+
+    expected = jax.jit(Linens().init)(jax.random.key(0))
+    variables = jax.jit(Ours().init)(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    np.testing.assert_array_equal(Ours().apply(variables), expected["params"]["kernel"])
+
+
+def test_equal_layers_share_a_draws_trace_and_what_is_there_is_not_drawn():
+    traced = []
+
+    def init(key, shape, dtype):
+        traced.append(shape)
+        return jax.random.uniform(key, shape, dtype)
+
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            conv = {"features": 3, "kernel_size": (1, 1), "kernel_init": init}
+            return Conv(**conv, name="second")(Conv(**conv, name="first")(x))
+
+    x = np.ones((1, 2, 2, 3), np.float32)
+    variables = jax.jit(Two().init)(jax.random.key(0), x)
+    assert traced == [(1, 1, 3, 3)]
+    first, second = (variables["params"][name]["kernel"] for name in ("first", "second"))
+    assert not np.array_equal(first, second)
+    jax.eval_shape(Two().apply, variables, x)
+    assert traced == [(1, 1, 3, 3)]
+
+
+def test_parameters_that_do_not_fit_or_are_missing_are_linens_errors():
+    conv, x = Conv(4, (3, 3), padding=1), np.ones((1, 5, 5, 2), np.float32)
+    params = jax.tree.map(np.asarray, conv.init(jax.random.key(0), x)["params"])
+    with pytest.raises(ScopeParamShapeError, match=r'"kernel".*\(3, 3, 3, 4\).*\(3, 3, 2, 4\)'):
+        conv.apply({"params": params}, np.ones((1, 5, 5, 3), np.float32))
+    with pytest.raises(ScopeParamNotFoundError, match="bias"):
+        conv.apply({"params": {"kernel": params["kernel"]}}, x)
