@@ -162,6 +162,12 @@ def fit_in_run(
             log.say(f"{len(batches.dataset):,} pictures, {total:,} steps; run folder: {run.path}")
             if start:
                 log.say(f"going on from step {start}")
+                before = run.before.get("epochs", epochs)
+                if before != epochs and callable(learning_rate):
+                    log.say(
+                        f"--epochs was {before}, now {epochs}: a rate that falls until the last "
+                        f"one now falls until epoch {epochs}"
+                    )
             result = fit(
                 state,
                 train_step,

@@ -37,7 +37,8 @@ class Run:
     Without `run_dir` it is a new `runs/<experiment>/<time>`, or with `resume` the newest one there.
     A folder that holds a run already is only taken with `resume`, and then `config` must say the
     same, but for what may change (`MAY_CHANGE`, without what is `fixed`): nothing of an earlier run
-    is ever overwritten. One that is not `kept` is gone when its caller ends, and cannot be resumed.
+    is ever overwritten; `before` is what its config.json said. One that is not `kept` is gone when
+    its caller ends, and cannot be resumed.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Run:
                 f"cannot write to the run folder {self.path}: {describe_os_error(error)}"
             ) from error
         self.resumed = exists
+        self.before: dict[str, Any] = {}
         self._config = _plain(dataclasses.asdict(config))
         try:
             self._take_lock()
@@ -104,6 +106,7 @@ class Run:
         if not (self.path / "config.json").exists():
             return
         stored = read_config(self.path)
+        self.before = self.before or stored
         changed = [
             f"{name} was {stored[name]!r}, now {value!r}"
             for name, value in wanted.items()

@@ -69,7 +69,7 @@ def test_a_run_leaves_all_its_files(trained_run):
 
 
 def test_stopped_and_resumed_equals_a_whole_run(
-    fashion_mnist, experiment, small, tmp_path, monkeypatch
+    fashion_mnist, experiment, small, tmp_path, monkeypatch, capsys
 ):
     classifier, steps = experiment("classifier"), []
     evaluate = classifier.evaluate
@@ -85,6 +85,7 @@ def test_stopped_and_resumed_equals_a_whole_run(
     fashion_mnist.main(small(**options))
     resumed = fashion_mnist.main(small(epochs=2, resume=True, **options))
     assert resumed == whole
+    assert "--epochs was" not in capsys.readouterr().out  # the rate is the same at any step
     a, b = (load_checkpoint(tmp_path / name, "latest")[1] for name in ("whole", "run"))
     for layer in a["params"]:
         for name in a["params"][layer]:
@@ -100,7 +101,9 @@ def test_the_exercise_other_widths_kernels_and_depths(fashion_mnist, small, tmp_
     assert model.hidden == (16,)
 
 
-def test_average_accumulation_and_schedule(experiment, fashion_mnist, small, tmp_path, monkeypatch):
+def test_average_accumulation_and_schedule(
+    experiment, fashion_mnist, small, tmp_path, monkeypatch, capsys
+):
     classifier, given = experiment("classifier"), {}
     make = classifier.make_train_step
 
@@ -109,12 +112,16 @@ def test_average_accumulation_and_schedule(experiment, fashion_mnist, small, tmp
         return make(*arguments, **options)
 
     monkeypatch.setattr(classifier, "make_train_step", watched)
-    fashion_mnist.main(small(model="mlp", hidden=(8,), ema_decay=0.9, accumulate=4, cosine=True))
+    options = {"model": "mlp", "hidden": (8,), "ema_decay": 0.9, "accumulate": 4, "cosine": True}
+    fashion_mnist.main(small(**options))
     rates = [r["train/learning_rate"] for r in read_records(tmp_path / "run") if "train/loss" in r]
     assert rates[0] > rates[-1] > 0
     _, average, _ = load_checkpoint(tmp_path / "run")
     assert average["params"]["fc1"]["kernel"].shape == (784, 8)
     assert (given["accumulate"], given["ema_decay"]) == (4, 0.9)
+    capsys.readouterr()
+    fashion_mnist.main(small(**options, epochs=2, resume=True))
+    assert "--epochs was 1, now 2: a rate that falls" in capsys.readouterr().out
 
 
 def test_mistakes_are_refused_before_anything_is_written(fashion_mnist, small, tmp_path):
