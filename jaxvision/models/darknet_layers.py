@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from jaxvision.models.layers import BatchNorm, Conv, Dense, flatten_as_torch, parameter
+from jaxvision.models.layers import BatchNorm, Conv, Dense, flatten_as_torch, normal, parameter
 from jaxvision.ops import conv_output_size, max_pool
 from jaxvision.types import Array
 
@@ -49,7 +49,7 @@ class LocallyConnected(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 k"]:
         size, stride, channels = self.kernel_size, self.stride, x.shape[-1]
         out = [conv_output_size(side, size, stride, self.padding) for side in x.shape[1:3]]
-        init = nn.initializers.normal((2 / (size * size * channels)) ** 0.5)
+        init = normal((2 / (size * size * channels)) ** 0.5)
         shape = (*out, size, size, channels, self.features)
         kernel = parameter(self, "kernel", init, shape)
         bias = parameter(self, "bias", nn.initializers.zeros, (*out, self.features))

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from jaxvision.models import resnet
 from jaxvision.models.dense import by_anchor, on_zeros
 from jaxvision.models.fpn import DetectionBackbone, Maps
-from jaxvision.models.layers import Conv, Norm
+from jaxvision.models.layers import Conv, Norm, normal
 from jaxvision.models.retinanet import (
     SIZE_DIVISIBLE,
     ClassificationHead,
@@ -56,7 +56,7 @@ class NormalizedConvolutions(nn.Module):
                 x.shape[-1],
                 (3, 3),
                 padding=1,
-                kernel_init=nn.initializers.normal(0.01),
+                kernel_init=normal(0.01),
                 bias_init=nn.initializers.zeros,
                 dtype=self.dtype,
                 name=str(3 * i),

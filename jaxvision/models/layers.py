@@ -23,6 +23,12 @@ kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "norma
 
 
 @cache
+def normal(std: float) -> Initializer:
+    """N(0, std**2), one function for each `std`: equal layers share the trace of their draw."""
+    return nn.initializers.normal(std)
+
+
+@cache
 def fan_in_uniform(fan_in: int) -> Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's draw for weights *and* biases of Linear and Conv.
 

@@ -16,6 +16,7 @@ from jaxvision.models.layers import (
     Initializer,
     Norm,
     kaiming_normal_fan_out,
+    normal,
 )
 from jaxvision.ops import global_avg_pool
 from jaxvision.types import Array
@@ -224,7 +225,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b c"], *, train: bool) -> Float[Array, "b k"]:
-        init = {"kernel_init": nn.initializers.normal(0.01), "bias_init": nn.initializers.zeros}
+        init = {"kernel_init": normal(0.01), "bias_init": nn.initializers.zeros}
         x = nn.hard_swish(Dense(self.hidden, dtype=self.dtype, name="0", **init)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return Dense(self.num_classes, dtype=self.dtype, name="3", **init)(x)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from jaxvision.models import resnet
 from jaxvision.models.dense import DenseOutputs, by_anchor, on_zeros
 from jaxvision.models.fpn import DetectionBackbone, FeaturePyramidNetwork, LastLevelP6P7, Maps
-from jaxvision.models.layers import Conv, Norm
+from jaxvision.models.layers import Conv, Norm, normal
 from jaxvision.models.rpn import Convolutions
 from jaxvision.ops import anchors_of_levels
 from jaxvision.ops.anchors import ASPECT_RATIOS
@@ -35,7 +35,7 @@ def prediction(features: int, dtype: DTypeLike, bias: float = 0.0) -> Conv:
         features,
         (3, 3),
         padding=1,
-        kernel_init=nn.initializers.normal(0.01),
+        kernel_init=normal(0.01),
         bias_init=nn.initializers.constant(bias),
         dtype=dtype,
     )

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from jaxvision.models.fpn import Maps
-from jaxvision.models.layers import Conv, ConvNormActivation, Norm
+from jaxvision.models.layers import Conv, ConvNormActivation, Norm, normal
 from jaxvision.ops import anchors_of_levels
 from jaxvision.ops.anchors import ASPECT_RATIOS
 from jaxvision.ops.rcnn import Proposals, select_proposals
@@ -34,8 +34,8 @@ class RPNHead(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        normal, zeros = nn.initializers.normal(0.01), nn.initializers.zeros
-        options = {"kernel_init": normal, "bias_init": zeros, "dtype": self.dtype}
+        options = {"kernel_init": normal(0.01), "bias_init": nn.initializers.zeros}
+        options["dtype"] = self.dtype
         self.conv = Convolutions(self.conv_depth, self.dtype)
         self.cls_logits = Conv(self.num_anchors, (1, 1), **options)
         self.bbox_pred = Conv(4 * self.num_anchors, (1, 1), **options)
@@ -64,7 +64,7 @@ class Convolutions(nn.Module):
             block = ConvNormActivation(
                 x.shape[-1],
                 norm=self.norm,
-                kernel_init=nn.initializers.normal(0.01),
+                kernel_init=normal(0.01),
                 bias_init=nn.initializers.zeros,
                 dtype=self.dtype,
                 name=str(i),

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from jaxvision.models.fpn import Maps
-from jaxvision.models.layers import ConvNormActivation, Norm
+from jaxvision.models.layers import ConvNormActivation, Norm, normal
 from jaxvision.models.mobilenet_v3 import (
     BlockSize,
     InvertedResidual,
@@ -18,7 +18,7 @@ from jaxvision.models.mobilenet_v3 import (
 )
 from jaxvision.types import Array
 
-NORMAL = nn.initializers.normal(0.03)
+NORMAL = normal(0.03)
 """What torchvision draws all of SSDlite's kernels from, MobileNet's too where they are new."""
 
 

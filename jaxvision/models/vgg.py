@@ -13,6 +13,7 @@ from jaxvision.models.layers import (
     Dense,
     flatten_as_torch,
     kaiming_normal_fan_out,
+    normal,
 )
 from jaxvision.ops import adaptive_avg_pool, max_pool
 from jaxvision.types import Array
@@ -66,7 +67,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b c"], *, train: bool) -> Float[Array, "b k"]:
-        init = nn.initializers.normal(0.01)
+        init = normal(0.01)
         dense = partial(Dense, kernel_init=init, bias_init=nn.initializers.zeros, dtype=self.dtype)
         for name in ("0", "3"):
             x = nn.relu(dense(self.hidden, name=name)(x))

@@ -13,7 +13,7 @@ from jaxvision.models.darknet_layers import (
     connected,
     conv,
 )
-from jaxvision.models.layers import Conv, flatten_as_torch
+from jaxvision.models.layers import Conv, flatten_as_torch, normal
 from jaxvision.ops import adaptive_avg_pool
 from jaxvision.types import Array
 
@@ -62,7 +62,7 @@ class YOLOv1(nn.Module):
             x = DarknetLayers(layers, self.dtype, name="neck_layers")(x, train=train)["last"]
         if self.grid_size is not None and x.shape[1:3] != (self.grid_size, self.grid_size):
             x = adaptive_avg_pool(x, self.grid_size)
-        small = nn.initializers.normal(0.01)
+        small = normal(0.01)
         return Conv(
             per_cell, (1, 1), kernel_init=small, bias_init=self._bias, dtype=self.dtype, name="head"
         )(x)
