@@ -52,7 +52,7 @@ def parameter(
     """
     if not module.has_variable("params", name):
         return module.param(name, _draw, init, shape)
-    value = module.get_variable("params", name)
+    value = nn.unbox(module.get_variable("params", name))
     if jnp.shape(value) != shape:
         path = module.scope.path_text
         raise ScopeParamShapeError(name, path, jnp.shape(value), shape)

@@ -8,23 +8,50 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from random_variables import random_variables
 
 from jaxvision import cli
 from jaxvision.data import detection_recipes
 from jaxvision.data.formats import penn_fudan
 from jaxvision.errors import UserError
+from jaxvision.models import get_model
 from jaxvision.ops import decode_masks
 from jaxvision.predict import Predictor
 from jaxvision.report import read_records
-from jaxvision.train.checkpoint import load_checkpoint
+from jaxvision.train import create_state
+from jaxvision.train.checkpoint import CheckpointStore, load_checkpoint
+from jaxvision.train.optim import sgd
 from jaxvision.train.run import Run
 
 FILES = runpy.run_path(str(Path(__file__).parents[1] / "data" / "detection_files.py"))
+OPTIONS = {
+    "width": 8,
+    "frozen_norm": True,
+    "stages": ["layer2", "layer3"],
+    "fpn_features": 8,
+    "representation_size": 16,
+    "anchor_sizes": [8, 24],
+    "pre_nms_top_n": [40, 40],
+    "post_nms_top_n": [12, 12],
+}
 
 
 @pytest.fixture(scope="module")
 def mask_rcnn(experiment):
     return experiment("mask_rcnn")
+
+
+@pytest.fixture(scope="module")
+def faster_run(tmp_path_factory):
+    """The folder of a run of a Faster R-CNN for garments, as if it had been trained."""
+    name, options = "fasterrcnn_resnet18_fpn", {**OPTIONS, "num_classes": 11}
+    variables = random_variables(get_model(name, **options), (64, 64, 3))
+    meta = {"model": name, "options": options, "input_shape": (128, 128, 3), "task": "detection"}
+    meta |= {"mean": 0.5, "std": 0.25, "class_names": [str(k) for k in range(10)]}
+    folder = tmp_path_factory.mktemp("faster") / "run"
+    with CheckpointStore(folder) as store:
+        store.save(create_state(variables, sgd(0.1)), meta=meta)
+    return folder
 
 
 @pytest.fixture
@@ -94,15 +121,15 @@ def test_a_wrong_flag_is_one_line(mask_rcnn, tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_gives_its_backbone_to_the_model_on_it(mask_rcnn, faster_run, pyramid, monkeypatch):
+def test_a_run_gives_its_backbone_to_the_model_on_it(mask_rcnn, faster_run, monkeypatch):
     wrong = mask_rcnn.Config(init=str(faster_run), model="keypointrcnn_resnet50_fpn")
     with pytest.raises(UserError, match=r"another backbone .*: expected keypointrcnn_resnet18_fpn"):
         mask_rcnn.settled(wrong)
     poses = {"model": "keypointrcnn_resnet18_fpn"}
-    poses["options"] = {**pyramid, "num_keypoints": 4, "head_depth": 4, "head_features": 64}
+    poses["options"] = {**OPTIONS, "num_keypoints": 4, "head_depth": 4, "head_features": 64}
     monkeypatch.setattr(mask_rcnn, "load_meta", lambda folder: poses)
     masks = mask_rcnn.settled(mask_rcnn.Config(init=str(faster_run), model="maskrcnn_resnet18_fpn"))
-    assert mask_rcnn.options_of(masks, 10) == {**pyramid, "num_classes": 11}
+    assert mask_rcnn.options_of(masks, 10) == {**OPTIONS, "num_classes": 11}
 
 
 @pytest.mark.slow

@@ -75,7 +75,10 @@ def test_a_parameter_is_linens():
     expected = jax.jit(Linens().init)(jax.random.key(0))
     variables = jax.jit(Ours().init)(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
-    np.testing.assert_array_equal(Ours().apply(variables), expected["params"]["kernel"])
+    kernel = expected["params"]["kernel"]
+    np.testing.assert_array_equal(Ours().apply(variables), kernel)
+    partitioned = {"params": {"kernel": nn.Partitioned(kernel, ("in", "out"))}}
+    np.testing.assert_array_equal(Ours().apply(partitioned), kernel)
 
 
 def test_equal_layers_share_a_draws_trace_and_what_is_there_is_not_drawn():
