@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model, init_variables
+from jaxvision.models import abstract_variables, get_model, init_variables
 from jaxvision.train.checkpoint import load_checkpoint, load_meta
 from jaxvision.types import Variables
 from jaxvision.weights import find_weights, load_weights, put_backbone, read_torch
@@ -67,8 +67,7 @@ def start_from(
             body = {kind: given[kind]["backbone"]["body"] for kind in ("params", "batch_stats")}
             return Start(put_backbone(draw(_around_the_classifier), body), mean, std)
         if inside:
-            blank = jax.ShapeDtypeStruct(INPUT_SHAPE, np.float32)
-            wanted = jax.eval_shape(get_model(model, **options).init, jax.random.key(0), blank)
+            wanted = abstract_variables(get_model(model, **options), INPUT_SHAPE[1:])
             if "body" in inside and _maps(wanted["params"]["backbone"]) != _maps(inside):
                 print(f"of {init} the network below the pyramid: {model} has another above it")
                 body = {kind: given[kind]["backbone"]["body"] for kind in ("params", "batch_stats")}

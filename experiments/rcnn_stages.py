@@ -30,7 +30,7 @@ from training_flags import optimizer_of
 from jaxvision.data import DetectionDataset
 from jaxvision.errors import UserError
 from jaxvision.losses.regions import region_classification_loss
-from jaxvision.models import get_model, init_variables
+from jaxvision.models import abstract_variables, get_model, init_variables
 from jaxvision.models.rcnn import RCNN
 from jaxvision.train import TrainState, create_state, evaluate, make_eval_step, make_train_step
 from jaxvision.train.checkpoint import CheckpointStore, load_checkpoint
@@ -314,8 +314,7 @@ def regions_folder(run: Run, step: int) -> Path:
 
 def headless(model: RCNN, classifier: Variables) -> dict[str, Any]:
     """Returns R-CNN's variables with a classifier's network, and zeros behind it."""
-    blank = jax.ShapeDtypeStruct((1, model.crop_size, model.crop_size, 3), jnp.float32)
-    shapes = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), blank)))
+    shapes = flatten_dict(dict(abstract_variables(model, (model.crop_size, model.crop_size, 3))))
     given = flatten_dict(dict(classifier))
     leaves = {
         path: given[(path[0], *path[2:])]

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -41,7 +40,7 @@ from jaxvision.data.detection_sources import load_detection
 from jaxvision.data.semantic import semantic_dataset
 from jaxvision.errors import UserError, exit_on_user_error
 from jaxvision.losses import segmentation_loss
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.models.encoder_decoder import Upsampling
 from jaxvision.report import read_records
 from jaxvision.report.segmentation import write_segmentation_report
@@ -353,8 +352,7 @@ def same_widths_at_full_resolution(
     wide = replace(config, upsampling="full", full_widths=config.widths)
     training = make_training(wide, splits)
     model = get_model(training.model, **training.options)
-    blank = jnp.zeros((1, *splits["train"].images.shape[1:]))
-    variables = jax.eval_shape(model.init, jax.random.key(0), blank)
+    variables = abstract_variables(model, splits["train"].images.shape[1:])
     loss_fn = training.make_loss(model)
     return costs_of(model, loss_fn, training.tx, variables, training.batches(0))
 

@@ -18,7 +18,7 @@ import optax
 from findings import CheckError
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.models.zoo import MODELS
 from jaxvision.ops import normalize_images
 from jaxvision.train import create_state
@@ -66,8 +66,7 @@ def known_options(name: str) -> set[str]:
 def blueprint(name: str, options: dict[str, Any], picture_size: int) -> tuple[nn.Module, Any]:
     """Returns the model, and the shapes and dtypes of its variables; nothing is computed."""
     model = get_model(name, **options)
-    picture = jax.ShapeDtypeStruct((1, picture_size, picture_size, 3), np.float32)
-    return model, jax.eval_shape(model.init, jax.random.key(0), picture)
+    return model, abstract_variables(model, (picture_size, picture_size, 3))
 
 
 def make_picture(size: int, seed: int) -> jax.Array:

@@ -74,9 +74,8 @@ def _read_file(command: Convert) -> dict:
 
 def _read_variables(command: Convert) -> tuple[str, dict, dict]:
     """Returns (name of the model, its options, its variables) of whatever IN is."""
-    import jax
 
-    from jaxvision.models import get_model
+    from jaxvision.models import abstract_variables, get_model
     from jaxvision.train.checkpoint import load_checkpoint, load_variables
     from jaxvision.weights import from_torch, read_torch
 
@@ -95,9 +94,7 @@ def _read_variables(command: Convert) -> tuple[str, dict, dict]:
     if source.is_dir():
         options = _class_options(command, {})
         model = get_model(name, **options)
-        images = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
-        like = jax.eval_shape(model.init, jax.random.key(0), images)
-        return name, options, load_variables(source, like)
+        return name, options, load_variables(source, abstract_variables(model, (224, 224, 3)))
     tensors = read_torch(source, key=command.key)
     options = _class_options(command, tensors)
     try:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from jaxvision.models.equal import hashable, one_for_equal
 from jaxvision.models.faster_rcnn import FasterRCNN
 from jaxvision.models.fcos import FCOS
 from jaxvision.models.fpn import Maps
@@ -270,8 +271,7 @@ def make_detector(
     >>> found.boxes.shape, found.valid.shape
     ((1, 5, 4), (1, 5))
     """
-    detect = DETECTORS.get(type(model))
-    if detect is None:
+    if type(model) not in DETECTORS:
         known = ", ".join(sorted(kind.__name__ for kind in DETECTORS))
         raise ValueError(f"expected a detector ({known}), got {type(model).__name__}")
     selection = selection_of(
@@ -280,6 +280,18 @@ def make_detector(
         iou_threshold=iou_threshold,
         max_detections=max_detections,
     )
+    return _jitted(model, hashable(mean), hashable(std), selection, flip)
+
+
+@one_for_equal
+def _jitted(
+    model: nn.Module,
+    mean: float | tuple[float, ...],
+    std: float | tuple[float, ...],
+    selection: Selection,
+    flip: bool,
+) -> Callable[..., AnyDetections]:
+    detect = DETECTORS[type(model)]
     if flip:
         detect = with_mirror_images(detect)
 

@@ -79,6 +79,7 @@ def truncate_svd(params: Mapping[str, Any], ranks: Sequence[int]) -> dict[str, A
     built with `svd_ranks=ranks`, up to whose full rank it says the same as before. The paper takes
     1024 and 256 of VGG-16's 4096, for 0.3 points of mAP.
 
+    >>> import jax
     >>> from jaxvision.models import get_model
     >>> options = {"widths": (4, 4, 4, 4, 4), "hidden": 8}
     >>> images, key = np.zeros((1, 32, 32, 3), np.float32), jax.random.key(0)

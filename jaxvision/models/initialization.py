@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PRNGKeyArray
 
+from jaxvision.models.equal import one_for_equal
 from jaxvision.types import Variables
 
 
@@ -35,17 +36,34 @@ def init_variables(
     (5, 5, 1, 6)
     """
     images = jnp.zeros((1, *input_shape), jnp.float32)
+    initialize = _initializer(model)
     if where is None:
-        return jit_once(model.init)(key, images)
+        return initialize(key, images)
     result = {}
 
     def draw(key: PRNGKeyArray, images: jax.Array) -> dict[str, jax.Array]:
-        flat = flatten_dict(model.init(key, images), sep="/")
+        flat = flatten_dict(initialize(key, images), sep="/")
         result.update({path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in flat.items()})
         return {path: x for path, x in flat.items() if where(path)}
 
     result |= jit_once(draw)(key, images)
     return unflatten_dict(result, sep="/")
+
+
+def abstract_variables(model: nn.Module, input_shape: Sequence[int]) -> Variables:
+    """Returns what `init_variables` would, as `jax.ShapeDtypeStruct`: nothing is computed.
+
+    >>> from jaxvision.models import get_model
+    >>> abstract_variables(get_model("lenet"), (28, 28, 1))["params"]["conv1"]["bias"]
+    ShapeDtypeStruct(shape=(6,), dtype=float32)
+    """
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    return jax.eval_shape(_initializer(model), jax.random.key(0), images)
+
+
+@one_for_equal
+def _initializer(model: nn.Module) -> Callable[[PRNGKeyArray, jax.Array], Variables]:
+    return jit_once(model.init)
 
 
 def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt8
 
+from jaxvision.models.equal import hashable, one_for_equal
 from jaxvision.models.fast_rcnn import FastRCNN
 from jaxvision.models.rcnn import RCNN, classify_regions
 from jaxvision.models.selection import Selection, selection_of
@@ -107,8 +108,7 @@ def make_proposal_detector(
     >>> detect(variables, images, sizes, boxes, valid).boxes.shape
     (1, 5, 4)
     """
-    detect = PROPOSAL_DETECTORS.get(type(model))
-    if detect is None:
+    if type(model) not in PROPOSAL_DETECTORS:
         known = ", ".join(sorted(kind.__name__ for kind in PROPOSAL_DETECTORS))
         raise ValueError(
             f"expected a detector that is given proposals ({known}), got {type(model).__name__}"
@@ -119,6 +119,17 @@ def make_proposal_detector(
         iou_threshold=iou_threshold,
         max_detections=max_detections,
     )
+    return _jitted(model, hashable(mean), hashable(std), selection)
+
+
+@one_for_equal
+def _jitted(
+    model: nn.Module,
+    mean: float | tuple[float, ...],
+    std: float | tuple[float, ...],
+    selection: Selection,
+) -> Callable[..., PaddedDetections]:
+    detect = PROPOSAL_DETECTORS[type(model)]
 
     @jax.jit
     def find(variables, images, sizes, proposals, valid):

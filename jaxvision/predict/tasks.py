@@ -13,6 +13,7 @@ import numpy as np
 from jaxvision.errors import UserError
 from jaxvision.losses import decode_picture_boxes
 from jaxvision.models.detection import DETECTORS, make_detector
+from jaxvision.models.equal import hashable, one_for_equal
 from jaxvision.models.keypoint_rcnn import KeypointRCNN
 from jaxvision.models.proposal_detection import PROPOSAL_DETECTORS, make_proposal_detector
 from jaxvision.ops import BoxMasks, normalize_images
@@ -54,9 +55,12 @@ def task_of(meta: Mapping[str, Any]) -> str:
     return task
 
 
-def _forward(model: nn.Module, meta: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
-    mean, std = meta.get("mean", 0.0), meta.get("std", 1.0)
+def _normalization(meta: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Returns the mean and the standard deviation of a checkpoint's pictures."""
+    return hashable(meta.get("mean", 0.0)), hashable(meta.get("std", 1.0))
 
+
+def _forward(model: nn.Module, mean: Any, std: Any) -> Callable[[Any, Any], Any]:
     def forward(variables, images):
         return model.apply(variables, normalize_images(images, mean, std), train=False)
 
@@ -65,7 +69,12 @@ def _forward(model: nn.Module, meta: Mapping[str, Any]) -> Callable[[Any, Any], 
 
 # ---------------------------------------------------------------------------------- classification
 def _classifier(model: nn.Module, meta: Mapping[str, Any], _: Thresholds) -> Infer:
-    forward = _forward(model, meta)
+    return _infer_classes(model, *_normalization(meta))
+
+
+@one_for_equal
+def _infer_classes(model: nn.Module, mean: Any, std: Any) -> Infer:
+    forward = _forward(model, mean, std)
 
     def infer(variables, images, sizes):
         return jax.nn.softmax(at_least_float32(forward(variables, images)))
@@ -81,7 +90,12 @@ def _classification(
 
 # ------------------------------------------------------------------------------------ localisation
 def _localizer(model: nn.Module, meta: Mapping[str, Any], _: Thresholds) -> Infer:
-    forward = _forward(model, meta)
+    return _infer_boxes(model, *_normalization(meta))
+
+
+@one_for_equal
+def _infer_boxes(model: nn.Module, mean: Any, std: Any) -> Infer:
+    forward = _forward(model, mean, std)
 
     @jax.jit
     def infer(variables, images, sizes):
@@ -149,8 +163,13 @@ def _detections(
 
 # ------------------------------------------------------------------------------------ segmentation
 def _segmenter(model: nn.Module, meta: Mapping[str, Any], _: Thresholds) -> Infer:
-    forward = _forward(model, meta)
     dtype = jnp.uint8 if len(meta["class_names"]) <= 256 else jnp.int32
+    return _infer_labels(model, *_normalization(meta), dtype)
+
+
+@one_for_equal
+def _infer_labels(model: nn.Module, mean: Any, std: Any, dtype: Any) -> Infer:
+    forward = _forward(model, mean, std)
 
     @jax.jit
     def infer(variables, images, sizes):

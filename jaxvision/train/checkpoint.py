@@ -243,12 +243,11 @@ def load_checkpoint(
     std), and the `step`.
     """
     # Imported here: this function is the one place of train/ that turns a name into a model.
-    from jaxvision.models import get_model
+    from jaxvision.models import abstract_variables, get_model
 
     with _described(run_dir, which) as (store, meta):
         model = get_model(meta["model"], **meta["options"])
-        images = jax.ShapeDtypeStruct((1, *meta["input_shape"]), np.float32)
-        like = jax.eval_shape(model.init, jax.random.key(0), images)
+        like = abstract_variables(model, meta["input_shape"])
         return model, store.restore_variables(like, which), meta
 
 

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.types import Variables
 from jaxvision.weights.rules import INPUT_SHAPE, Leaf, find_rules, leaves, nested
 
@@ -125,9 +125,8 @@ def _hashable(option: Any) -> Any:
 @functools.lru_cache(maxsize=8)
 def _template(name: str, options: tuple[tuple[str, Any], ...]) -> tuple[Leaf, ...]:
     model = get_model(name, **dict(options))
-    images = jax.ShapeDtypeStruct(INPUT_SHAPE, np.float32)
     bgr = f"{find_rules(name).bgr_stem}.weight"
-    found = leaves(jax.eval_shape(model.init, jax.random.key(0), images))
+    found = leaves(abstract_variables(model, INPUT_SHAPE[1:]))
     found = (replace(leaf, bgr=True) if leaf.torch_name == bgr else leaf for leaf in found)
     return tuple(sorted(found, key=lambda leaf: leaf.torch_name))
 

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
 from jaxvision.models.darknet_layers import DarknetLayers, parse_section
-from jaxvision.models.initialization import jit_once
+from jaxvision.models.initialization import abstract_variables, init_variables
 from jaxvision.models.yolov1 import YOLOv1
 from jaxvision.types import Variables
 from jaxvision.weights.darknet_cfg import DarknetNetwork, read_darknet_cfg
@@ -61,9 +60,8 @@ class _Block(NamedTuple):
 
 def _blocks(network: DarknetNetwork, transposed: bool) -> Iterator[_Block]:
     """Yields the arrays of a file in its order."""
-    images = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
     try:
-        params = jax.eval_shape(network.model.init, jax.random.key(0), images)["params"]
+        params = abstract_variables(network.model, network.input_shape)["params"]
     except ValueError as error:
         raise UserError(
             f"expected layers that fit pictures of {network.input_shape}: {error}"
@@ -249,6 +247,9 @@ def _network_of(name: str, model: nn.Module) -> DarknetNetwork:
 
 
 def _fresh_head(model: nn.Module, input_shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
-    """Returns what `model.init` draws for the head; XLA drops the rest."""
-    draw = jit_once(lambda key: model.init(key, jnp.zeros((1, *input_shape)))["params"]["head"])
-    return jax.tree.map(np.array, draw(jax.random.key(seed)))
+    """Returns what `init_variables` draws for the head."""
+    key = jax.random.key(seed)
+    drawn = init_variables(
+        model, key, input_shape, where=lambda path: path.startswith("params/head/")
+    )
+    return jax.tree.map(np.array, drawn["params"]["head"])

@@ -10,13 +10,12 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxvision.data.download import download
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
-from jaxvision.models.initialization import jit_once
+from jaxvision.models.initialization import init_variables
 from jaxvision.weights.catalog import CATALOG, find_weights, options_needed
 from jaxvision.weights.convert import count_by_shape, count_classes, from_torch, template_leaves
 from jaxvision.weights.darknet import load_darknet
@@ -156,14 +155,15 @@ def _keypoints_in_file(
 def _fresh_heads(
     name: str, heads: list[str], seed: int, options: dict[str, Any]
 ) -> list[dict[str, np.ndarray]]:
-    """Returns what `model.init` draws for the heads. XLA drops the rest of init, which is slow."""
-    model = get_model(name, **options)
-
-    def draw(key: jax.Array) -> Any:
-        params = model.init(key, jnp.zeros(INPUT_SHAPE))["params"]
-        return [_at(params, head.split(".")) for head in heads]
-
-    return jax.tree.map(np.array, jit_once(draw)(jax.random.key(seed)))
+    """Returns what `init_variables` draws for the heads."""
+    inside = tuple(f"params/{head.replace('.', '/')}/" for head in heads)
+    drawn = init_variables(
+        get_model(name, **options),
+        jax.random.key(seed),
+        INPUT_SHAPE[1:],
+        where=lambda path: path.startswith(inside),
+    )
+    return [jax.tree.map(np.array, _at(drawn["params"], head.split("."))) for head in heads]
 
 
 def _at(tree: Any, path: list[str]) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from random_variables import initial_variables, random_variables
+from random_variables import random_variables
 
 from jaxvision.errors import UserError
 from jaxvision.losses import classification_loss
@@ -131,7 +131,7 @@ def made(name):
     model = get_model(name, **TINY[name])
     if name in ("resnet50", "resnext50_32x4d", "vgg11_bn"):  # initialised as resnet18 and vgg11 are
         return model, random_variables(model, MODELS[name][1])
-    return model, initial_variables(model, MODELS[name][1])
+    return model, init_variables(model, jax.random.key(0), MODELS[name][1])
 
 
 @cache

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import optax
 import pytest
-from random_variables import initial_variables
 
 from jaxvision.losses import retinanet_loss
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.models import retinanet as zoo
 from jaxvision.models.detection import detect_with_ssd, make_detector
 from jaxvision.models.fcos import fcos_resnet_fpn
@@ -47,7 +46,7 @@ def scenes():
 
 @functools.cache
 def drawn():
-    return initial_variables(RETINANET, (SIDE, SIDE, 3), seed=1)
+    return init_variables(RETINANET, jax.random.key(1), (SIDE, SIDE, 3))
 
 
 DETECT = make_detector(RETINANET, mean=MEAN, std=STD, score_threshold=0.005, max_detections=10)
@@ -135,7 +134,7 @@ def test_ssds_boxes_go_through_its_decoder():
 
     model = SSD(Maps(), SSDHead(4, (4, 4)), (0.2, 0.4, 0.6), ((2,), (2,)), max_candidates=20)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    variables = initial_variables(model, (32, 32, 3))
+    variables = init_variables(model, jax.random.key(0), (32, 32, 3))
     sizes = np.array([[32, 32], [20, 32]], np.int32)
     selection = Selection(0.1, 0.5, 8)
     detect = jax.jit(

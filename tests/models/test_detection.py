@@ -1,5 +1,6 @@
 """`make_detector`: a network's outputs, decoded, chosen, clipped, in one compiled function."""
 
+import json
 from functools import partial
 
 import jax
@@ -8,6 +9,8 @@ import pytest
 
 from jaxvision.models import get_model
 from jaxvision.models.detection import make_detector
+from jaxvision.models.equal import one_for_equal
+from jaxvision.models.proposal_detection import make_proposal_detector
 from jaxvision.ops import decode_yolov1, decode_yolox, select_detections
 
 SMALL = {"backbone": "resnet18", "neck": (), "num_classes": 3}
@@ -58,6 +61,25 @@ def test_what_is_found_is_decoded_chosen_and_clipped(make):
         np.testing.assert_allclose(found.boxes[i], wanted, atol=1e-3)
     detect(variables, images[::-1], sizes[::-1])
     assert detect._cache_size() == 1
+
+
+def test_equal_detectors_are_one_function():
+    """What validation has compiled, the test of a restored checkpoint does not compile again."""
+    options = {"mean": [0.4, 0.5, 0.6], "std": 0.25}
+    first = make_detector(get_model("yolov1", **SMALL), **options)
+    again = get_model("yolov1", **json.loads(json.dumps(SMALL)))
+    assert make_detector(again, mean=np.array([0.4, 0.5, 0.6]), std=np.array(0.25)) is first
+    for other in ({"std": 0.5}, {"score_threshold": 0.5}, {"flip": True}):
+        assert make_detector(again, **{**options, **other}) is not first
+    proposals = [get_model("fastrcnn_vgg16", num_classes=k) for k in (3, 3, 4)]
+    of_three, same, of_four = map(make_proposal_detector, proposals)
+    assert of_three is same is not of_four
+
+
+def test_what_has_no_hash_is_not_shared():
+    make = one_for_equal(lambda layers: lambda: layers)
+    assert make((8, 8)) is make((8, 8))
+    assert make([8, 8]) is not make([8, 8])
 
 
 def test_what_detects_nothing_is_refused():

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from random_variables import initial_variables
 
 from jaxvision.losses import faster_rcnn_loss
 from jaxvision.losses.rcnn import Sampling
 from jaxvision.metrics import detection_average_precision
 from jaxvision.models import faster_rcnn as zoo
+from jaxvision.models import init_variables
 from jaxvision.models.detection import make_detector
 from jaxvision.models.layers import Norm
 from jaxvision.models.resnet import resnet18
@@ -55,7 +55,7 @@ def scenes():
 
 @functools.cache
 def initial():
-    return initial_variables(MODEL, (SIDE, SIDE, 3))
+    return init_variables(MODEL, jax.random.key(0), (SIDE, SIDE, 3))
 
 
 DETECT = make_detector(MODEL, mean=MEAN, std=STD, score_threshold=0.01, max_detections=10)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 
-from jaxvision.models import get_model, init_variables
+from jaxvision.models import abstract_variables, get_model, init_variables
 from jaxvision.models.initialization import jit_once
 from jaxvision.models.layers import Conv, parameter
 
@@ -33,6 +33,30 @@ def test_what_is_not_wanted_is_its_shape():
             np.testing.assert_array_equal(leaf, expected)
         else:
             assert leaf == jax.ShapeDtypeStruct(expected.shape, expected.dtype)
+
+
+def test_equal_models_are_traced_once():
+    """Drawn, restored into, and drawn in part."""
+    traced = []
+
+    class Counted(nn.Module):
+        features: int
+
+        def setup(self):
+            self.conv = Conv(self.features, (3, 3))
+
+        def __call__(self, x, train=False):
+            traced.append(self.features)
+            return self.conv(x)
+
+    drawn = init_variables(Counted(4), jax.random.key(0), (8, 8, 3))
+    shapes = abstract_variables(Counted(4), [8, 8, 3])
+    assert shapes == jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), drawn)
+    init_variables(Counted(4), jax.random.key(1), (8, 8, 3), where=lambda path: "bias" in path)
+    assert traced == [4]
+    abstract_variables(Counted(4), (8, 8, 1))
+    abstract_variables(Counted(5), (8, 8, 1))
+    assert traced == [4, 4, 5]
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from random_variables import initial_variables
 
 from jaxvision.errors import UserError
 from jaxvision.losses import decode_picture_boxes, localization_loss
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.models.layers import BatchNorm, Conv
 from jaxvision.models.localizer import Localizer
 from jaxvision.train import create_state, make_train_step
@@ -40,7 +39,7 @@ def pictures(count, h=32, w=40, seed=0):
 
 @cache
 def initial():
-    return initial_variables(TINY, (32, 40, 3))
+    return init_variables(TINY, jax.random.key(0), (32, 40, 3))
 
 
 def test_before_training_every_box_is_the_whole_picture():
@@ -82,7 +81,7 @@ def test_heads_look_where_the_cell_logits_say():
     # The coarse map's cell (0, 1) is the fine one's rows 0 and 1, columns 2 (and 3, for 5 // 3).
     x[..., 0] = 0
     x[0, 0, 2, 0] = 100
-    params = jax.tree.map(np.array, initial_variables(model, (4, 5, 3))["params"])
+    params = jax.tree.map(np.array, init_variables(model, jax.random.key(0), (4, 5, 3))["params"])
     params["cells1"]["kernel"][0, 0, 0, 0] = 10
     outputs = jax.tree.map(np.asarray, jax.jit(model.apply)({"params": params}, x))
     rows, columns = np.arange(4) * 2 // 4 == 0, np.arange(5) * 3 // 5 == 1

@@ -3,9 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from random_variables import initial_variables
 
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.models.proposal_detection import make_proposal_detector
 from jaxvision.models.rcnn import (
     classify_regions,
@@ -24,7 +23,7 @@ SIZES = np.array([[40, 48], [30, 20]], np.int32)
 @pytest.fixture(scope="module")
 def made():
     model = get_model("rcnn", **OPTIONS)
-    return model, jax.tree.map(np.asarray, initial_variables(model, (40, 48, 3)))
+    return model, jax.tree.map(np.asarray, init_variables(model, jax.random.key(0), (40, 48, 3)))
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from random_variables import initial_variables
 
 from jaxvision.errors import UserError
 from jaxvision.losses import yolov1_loss
-from jaxvision.models import get_model
+from jaxvision.models import get_model, init_variables
 from jaxvision.models.darknet_layers import (
     YOLOV1_LAYERS,
     DarknetLayers,
@@ -167,7 +166,7 @@ def rectangles(count=8, side=48, seed=0):
 
 @cache
 def initial():
-    return initial_variables(SMALL, (48, 48, 3))
+    return init_variables(SMALL, jax.random.key(0), (48, 48, 3))
 
 
 @jax.jit

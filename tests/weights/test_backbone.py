@@ -4,10 +4,9 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from random_variables import variable_shapes
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.weights import put_backbone
 
 SLIM = {"fpn_features": 8, "representation_size": 16, "width": 8}
@@ -15,7 +14,7 @@ SLIM = {"fpn_features": 8, "representation_size": 16, "width": 8}
 
 def drawn(seed, name, **options):
     """Variables of the model's shapes, all numbers different, without running its init."""
-    like = variable_shapes(get_model(name, **options), (64, 64, 3))
+    like = abstract_variables(get_model(name, **options), (64, 64, 3))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), like)
 

@@ -5,9 +5,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from random_variables import variable_shapes
 
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.weights import (
     catalog,
     find_weights,
@@ -128,5 +127,5 @@ def test_what_is_published():
     assert keypoints.options == {"norm_eps": 0.0}
     assert find_weights("keypointrcnn_resnet50_fpn", "COCO_LEGACY").options == {}
     model = get_model("keypointrcnn_resnet50_fpn", **SLIM, num_keypoints=3)
-    shapes = variable_shapes(model, (64, 64, 3))
+    shapes = abstract_variables(model, (64, 64, 3))
     assert shapes["params"]["roi_heads"]["box_predictor"]["cls_score"]["bias"].shape == (2,)

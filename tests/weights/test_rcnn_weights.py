@@ -3,10 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from random_variables import variable_shapes
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.weights import find_weights, from_torch, load_weights, to_torch, write_safetensors
 from jaxvision.weights.convert import template_leaves
 from jaxvision.weights.hub import _say_what_they_need
@@ -32,7 +31,7 @@ def drawn(name, seed=0, **options):
 
 
 def assert_of_the_model(variables, name, **options):
-    like = variable_shapes(get_model(name, **options), (64, 64, 3))
+    like = abstract_variables(get_model(name, **options), (64, 64, 3))
     kinds = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (variables, like))
     assert next(kinds) == next(kinds)
 
