@@ -59,20 +59,20 @@ lint: install
 # Cores that run tests have none left for compiling in parallel.
 XLA = --xla_cpu_parallel_codegen_split_count=1
 
-# The suite compiles for longer than it computes. The comparison a little less: without the first of
-# LLVM's levels it would compute for longer. And it runs the code as users do, without the types'
-# checks, which the suite has.
-suite: install
-	XLA_FLAGS="$(XLA) --xla_backend_optimization_level=0" $(VENV)/bin/python $(PYTEST) -m "not parity"
+# Tests compile for longer than they compute; only the larger networks need LLVM's first level.
+LEVEL = --xla_backend_optimization_level
 
-COMPARE = XLA_FLAGS="$(XLA) --xla_backend_optimization_level=1" $(PARITY_VENV)/bin/python $(PYTEST) \
-	--jaxtyping-packages=
+suite: install
+	XLA_FLAGS="$(XLA) $(LEVEL)=0" $(VENV)/bin/python $(PYTEST) -m "not parity"
+
+# As users run the code, without the types' checks, which the suite has.
+COMPARE = $(PARITY_VENV)/bin/python $(PYTEST) --jaxtyping-packages=
 
 parity: $(PARITY_VENV)/installed
-	$(COMPARE) -m "(parity or core) and not slow"
+	XLA_FLAGS="$(XLA) $(LEVEL)=0" $(COMPARE) -m "(parity or core) and not slow"
 
 parity-all: $(PARITY_VENV)/installed
-	$(COMPARE) -m "parity"
+	XLA_FLAGS="$(XLA) $(LEVEL)=1" $(COMPARE) -m "parity"
 
 format: install
 	$(VENV)/bin/ruff check --fix .

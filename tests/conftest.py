@@ -39,6 +39,13 @@ CORE = (  # what may depend on the versions of Python and jax, and has no compar
 )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish():
+    """Collects garbage once, whose mistakes pytest shows, where it would look five times."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.nodeid.startswith(CORE):
