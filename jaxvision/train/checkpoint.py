@@ -21,7 +21,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxvision.errors import UserError
-from jaxvision.train.disk_errors import read_errors_explained, write_errors_explained
+from jaxvision.train.disk_errors import (
+    read_errors_explained,
+    silence_late_writes,
+    write_errors_explained,
+)
 from jaxvision.train.state import TrainState, copied
 from jaxvision.train.tree import check_same_tree
 from jaxvision.types import Variables
@@ -63,6 +67,7 @@ class CheckpointStore:
             )
         # Orbax logs every save, and whole tracebacks of errors that it also raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        silence_late_writes()
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics[_SCORE],

@@ -1,9 +1,6 @@
 """experiments/autograd.py: each section against hand values, finite differences and PyTorch."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -20,11 +17,6 @@ def autograd():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def run_script(*flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-W", "error", str(SCRIPT), *flags]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
 
 
 def bce(w, b, x, y) -> float:
@@ -178,8 +170,8 @@ def test_same_bits_tells_the_zeros_apart(autograd):
     assert not autograd.same_bits({"a": np.zeros(2)}, {"a": -np.zeros(2)})
 
 
-def test_end_to_end():
-    done = run_script()
+def test_end_to_end(run_script):
+    done = run_script(SCRIPT)
     assert done.returncode == 0, done.stderr
     titles = [
         line for line in done.stdout.splitlines() if line[:3] in {f"{i}. " for i in range(10)}
@@ -199,16 +191,16 @@ def test_end_to_end():
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
-def test_one_section_only():
-    done = run_script("--section", "flow", "--seed", "3")
+def test_one_section_only(run_script):
+    done = run_script(SCRIPT, "--section", "flow", "--seed", "3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("7. Control flow")
     assert done.stdout.count("====\n") == 1
 
 
 @pytest.mark.parametrize("flags", [("--section", "nonsense"), ("--sed", "1"), ("--seed", "one")])
-def test_a_bad_flag_is_refused(flags):
-    done = run_script(*flags)
+def test_a_bad_flag_is_refused(run_script, flags):
+    done = run_script(SCRIPT, *flags)
     assert done.returncode != 0
     assert flags[0] in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,8 +1,6 @@
 """The benchmark of COCO's evaluation, tiny."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +8,9 @@ import pytest
 BENCH = Path(__file__).parents[2] / "experiments" / "bench" / "coco_eval.py"
 
 
-def run_bench(*flags):
-    command = [sys.executable, str(BENCH), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-def test_both_sides_give_the_same_numbers(tmp_path):
+def test_both_sides_give_the_same_numbers(run_script, tmp_path):
     file = tmp_path / "numbers.json"
-    done = run_bench("--pictures", 30, "--classes", 3, "--repeats", 2, "--json", file)
+    done = run_script(BENCH, "--pictures", 30, "--classes", 3, "--repeats", 2, "--json", file)
     assert done.returncode == 0, done.stderr
     answer = json.loads(file.read_text())
     assert answer["difference"] < 1e-6

@@ -1,7 +1,6 @@
 """The benchmark of RoIAlign, tiny: with the real PyTorch, and without."""
 
 import json
-import subprocess
 import sys
 import venv
 from functools import partial
@@ -12,14 +11,14 @@ import pytest
 BENCH = Path(__file__).parents[2] / "experiments" / "bench" / "roi.py"
 
 
-def run_bench(*flags):
-    command = [sys.executable, str(BENCH), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+@pytest.fixture
+def run_bench(run_script):
+    return partial(run_script, BENCH)
 
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_both_sides_compute_the_same(tmp_path):
+def test_both_sides_compute_the_same(run_bench, tmp_path):
     pytest.importorskip("torch")
     file = tmp_path / "numbers.json"
     flags = ["--boxes", 60, "--size", 96, 128, "--channels", 8, "--repeats", 2]
@@ -39,14 +38,14 @@ def test_both_sides_compute_the_same(tmp_path):
             assert all(0 < s < 10 for s in seconds)
 
 
-def test_without_pytorch_and_bad_flags_are_one_line(run_script, tmp_path):
+def test_without_pytorch_and_bad_flags_are_one_line(run_bench, tmp_path):
     venv.create(tmp_path / "bare", with_pip=False)
     bare = tmp_path / "bare" / "bin" / "python"
-    for run, flags, message in (
-        (run_bench, ["--torch-python", bare], "No module named 'torch'"),
-        (partial(run_script, BENCH), ["--boxes", 0], "must be at least 1"),
+    for flags, message in (
+        (["--torch-python", bare], "No module named 'torch'"),
+        (["--boxes", 0], "must be at least 1"),
     ):
-        done = run(*flags)
+        done = run_bench(*flags)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert message in done.stderr

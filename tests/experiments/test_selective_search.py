@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,9 +151,7 @@ def test_the_benchmark_tiny(run_script, data_dir, tmp_path):
     flags = ("--sizes", 128, "--modes", "single", "--pictures", 1, "--repeats", 1)
     flags += ("--processes", 1, "--scenes", 4, "--json", file)
     flags += ("--garments", "embedded", "--data-dir", data_dir)  # the same scenes as above
-    done = subprocess.run(
-        [sys.executable, str(BENCH), *map(str, flags)], capture_output=True, text=True, timeout=300
-    )
+    done = run_script(BENCH, *flags)
     assert done.returncode == 0, done.stderr
     assert "128 x 128" in done.stdout
     numbers = json.loads(file.read_text())

@@ -1,5 +1,6 @@
 """Checkpoints: exact round trips, latest and best, and readable refusals."""
 
+import asyncio
 import functools
 import json
 import os
@@ -7,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
 from jaxvision.errors import UserError
 from jaxvision.models import get_model, init_variables
@@ -237,6 +240,33 @@ def test_a_leftover_of_a_killed_write_is_ignored(tmp_path):
         store.save(new_state(step=2), meta=META)
         store.wait()
         assert store.steps() == [2]
+
+
+def test_a_write_that_ends_after_a_failed_one_says_nothing(tmp_path, monkeypatch):
+    """Tensorstore's threads report it to an event loop that orbax has closed."""
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(unraisable.exc_value))
+
+    def end_late():
+        promise, write = tensorstore.Promise.new()
+        loop = asyncio.new_event_loop()
+
+        async def wait():
+            return write.__await__()
+
+        waiting = loop.run_until_complete(wait())
+        loop.close()
+        promise.set_result(1)
+        return waiting
+
+    end_late()
+    assert [str(error) for error in said] == ["Event loop is closed"]  # as Python prints it
+    CheckpointStore(tmp_path).close()
+    end_late()
+    assert len(said) == 1
+    CheckpointStore(tmp_path).close()
+    sys.unraisablehook(SimpleNamespace(exc_value=ValueError("another"), object=None))
+    assert [type(error) for error in said] == [RuntimeError, ValueError]
 
 
 SAVE = """
