@@ -19,7 +19,6 @@ os.environ["JAXVISION_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 CACHE = Path(tempfile.gettempdir()) / "jaxvision-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -5,8 +5,10 @@ jitted step. A padded example (`valid` False) never counts, whatever it holds. T
 for reports: the size of its results depends on the data.
 """
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, Integer
@@ -62,6 +64,7 @@ def top_k_accuracy(
     return jnp.sum(is_right, where=valid) / jnp.maximum(jnp.sum(valid), 1)
 
 
+@partial(jax.jit, static_argnames="num_classes")
 def confusion_matrix(
     labels: Integer[Array, " b"],
     predictions: Integer[Array, " b"],

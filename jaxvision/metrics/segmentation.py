@@ -4,8 +4,10 @@ Everything follows from a confusion matrix over pixels, which adds up over batch
 can be made inside a jitted step; the rest is numpy, on the host.
 """
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int32, Integer
@@ -27,6 +29,7 @@ class SegmentationScores(NamedTuple):
     iou: np.ndarray
 
 
+@partial(jax.jit, static_argnames="num_classes")
 def segmentation_confusion(
     labels: Integer[Array, "b h w"],
     predictions: Integer[Array, "b h w"],

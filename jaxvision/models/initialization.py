@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PRNGKeyArray
 
@@ -35,7 +36,7 @@ def init_variables(
     >>> variables["params"]["conv1"]["kernel"].shape
     (5, 5, 1, 6)
     """
-    images = jnp.zeros((1, *input_shape), jnp.float32)
+    images = np.zeros((1, *input_shape), np.float32)  # NumPy's need no program of their own
     initialize = _initializer(model)
     if where is None:
         return initialize(key, images)

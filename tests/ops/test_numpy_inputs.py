@@ -1,4 +1,10 @@
-"""Operators and networks take NumPy arrays as they take JAX's, also outside jit."""
+"""Operators and networks take NumPy arrays as they take JAX's.
+
+Each call is one program, because its operations would take seconds to compile one by one; NumPy's
+arrays are still NumPy's in it, as outside of jit: they are no arguments of it.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -60,11 +66,6 @@ CASES = {
 }
 
 
-# Of a hundred operations each, which would take seconds to compile one by one. Here they are one
-# program, in which NumPy's arrays are still NumPy's: they are no arguments of it.
-WHOLE = ("crop_masks", "multiscale_roi_align", "roi_pool", "warp_rois")
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_operators(name):
     def call(*arguments):
@@ -76,8 +77,7 @@ def test_operators(name):
         lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, CASES[name]
     )
     found, expected = (
-        jax.jit(lambda: call(*arguments))() if name in WHOLE else call(*arguments)  # noqa: B023
-        for arguments in (CASES[name], on_device)
+        jax.jit(partial(call, *arguments))() for arguments in (CASES[name], on_device)
     )
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -104,15 +104,16 @@ def test_networks_with_the_weights_of_a_file(name, options, shape):
     if name == "resnet18":
         tensors = to_torch(name, variables, num_classes=4, **options)
         variables = from_torch(name, tensors, num_classes=4, **options)
-    logits = model.apply(variables, images, train=False)
+    logits = jax.jit(partial(model.apply, variables, images, train=False))()
     assert logits.shape == (2, 4)
-    outputs, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    training = {"train": True, "mutable": ["batch_stats"]}
+    outputs, _ = jax.jit(partial(model.apply, variables, images, **training))()
     assert outputs.shape == (2, 4)
     batch = {"image": images, "label": np.array([1, 3]), "valid": np.array([True, False])}
     stats = variables.get("batch_stats", {})
-    loss, (_, metrics) = classification_loss(model, mean=0, std=1)(
-        variables["params"], stats, batch, jax.random.key(0), train=False
-    )
+    loss_fn = classification_loss(model, mean=0, std=1)
+    arguments = (variables["params"], stats, batch, jax.random.key(0))
+    loss, (_, metrics) = jax.jit(partial(loss_fn, *arguments, train=False))()
     expected = cross_entropy(np.asarray(logits)[:1], batch["label"][:1])
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert set(metrics) == {"loss", "accuracy"}
