@@ -17,6 +17,7 @@ def run_bench(run_script):
     return partial(run_script, BENCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_both_sides_have_the_same_losses(run_bench, tmp_path):
     pytest.importorskip("torch")

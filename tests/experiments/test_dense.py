@@ -11,7 +11,7 @@ from random_variables import random_variables
 
 from jaxvision.errors import UserError
 from jaxvision.metrics.errors import ERROR_KINDS
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.predict import Predictor
 from jaxvision.report import read_records
 from jaxvision.train import create_state, make_train_step
@@ -119,8 +119,13 @@ def test_runs_of_other_models_give_their_backbones(dense, config, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, body["layer1"], expected["layer1"])
 
 
-def test_another_model_is_a_flag(dense, config):
-    """Without compiling it, which takes long: tests/losses and tests/models do."""
+def test_another_model_is_a_flag(dense, config, monkeypatch):
+    """Without compiling anything, which takes long: tests/losses and tests/models do."""
+    monkeypatch.setattr(
+        dense,
+        "drawn_variables",
+        lambda name, options, seed: abstract_variables(get_model(name, **options), (64, 64, 3)),
+    )
     config = dataclasses.replace(config, model="fcos_resnet18_fpn")
     pictures = dense.pictures_of(config)
     training = dense.make_training(config, dense.load_splits(config), pictures)
@@ -128,13 +133,13 @@ def test_another_model_is_a_flag(dense, config):
     find = pictures.finder(model, training.batches.dataset, 0.5, 0.25)
     step = make_train_step(training.make_loss(model), training.tx)
 
-    def train_and_detect(batch):
-        state, metrics = step(create_state(training.initial, training.tx), batch)
+    def train_and_detect(initial, batch):
+        state, metrics = step(create_state(initial, training.tx), batch)
         return metrics, find.detect(state.variables, batch["image"], batch["size"])
 
     batch = training.batches(0)
     assert batch["image"].shape[1:] == training.input_shape
-    metrics, found = jax.eval_shape(train_and_detect, batch)
+    metrics, found = jax.eval_shape(train_and_detect, training.initial, batch)
     assert {*TERMS, "bbox_ctrness"} <= set(metrics)
     assert found.boxes.shape == (8, 100, 4)
 

@@ -6,7 +6,6 @@ import shutil
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +13,7 @@ from jaxvision import cli
 from jaxvision.data import load_detection, write_yolo_txt
 from jaxvision.errors import UserError
 from jaxvision.metrics.errors import ERROR_KINDS
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.report import read_records
 from jaxvision.train import create_state, make_train_step
 from jaxvision.train.checkpoint import load_checkpoint
@@ -168,12 +167,12 @@ def test_yolox_is_another_flag(yolo, config):
     find = yolo.make_finder(config, model, training.batches.dataset)
     step = make_train_step(training.make_loss(model), training.tx, ema_decay=training.ema_decay)
 
-    def train_and_detect(batch):
-        variables = model.init(jax.random.key(0), jnp.zeros(batch["image"].shape))
+    def train_and_detect(variables, batch):
         state, metrics = step(create_state(variables, training.tx, ema=True), batch)
         return metrics, find.detect(state.variables, batch["image"], batch["size"])
 
-    metrics, found = jax.eval_shape(train_and_detect, training.batches(0))
+    batch = training.batches(0)
+    metrics, found = jax.eval_shape(train_and_detect, abstract_variables(model, (64, 64, 3)), batch)
     assert {"iou_loss", "objectness_loss", "class_loss", "l1_loss"} <= set(metrics)
     assert found.boxes.shape == (8, 100, 4)
 

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
+from random_variables import random_variables
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model, init_variables
+from jaxvision.models import get_model
 from jaxvision.train import create_state
 from jaxvision.train.checkpoint import (
     CheckpointStore,
@@ -40,9 +41,7 @@ IMAGES = jnp.zeros((1, 28, 28, 1))
 
 @functools.cache
 def new_variables(model, options, seed):
-    return init_variables(
-        get_model(model, **json.loads(options)), jax.random.key(seed), IMAGES.shape[1:]
-    )
+    return random_variables(get_model(model, **json.loads(options)), IMAGES.shape[1:], seed)
 
 
 def new_state(*, tx=None, ema=False, seed=0, step=0, model="lenet", **options):
@@ -269,9 +268,10 @@ def test_a_write_that_ends_after_a_failed_one_says_nothing(tmp_path, monkeypatch
     assert [type(error) for error in said] == [RuntimeError, ValueError]
 
 
+TESTS = [str(folder) for folder in Path(__file__).parents[:2]]
 SAVE = """
 import sys, jax, jax.numpy as jnp
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_checkpoint import META, new_state
 from jaxvision.errors import exit_on_user_error
 from jaxvision.train.checkpoint import CheckpointStore
@@ -300,7 +300,7 @@ def on_a_disk_of(size: str, script: str, place: Path) -> subprocess.CompletedPro
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small disk")
 def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(tmp_path):
-    script = SAVE.format(tests=str(Path(__file__).parent), run=f"{tmp_path}/disk/run", width=60_000)
+    script = SAVE.format(tests=TESTS, run=f"{tmp_path}/disk/run", width=60_000)
     result = on_a_disk_of("2m", script, tmp_path)
     if result.returncode == 77:
         pytest.skip("this machine does not let an ordinary user mount a tmpfs")
