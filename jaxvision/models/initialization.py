@@ -37,9 +37,9 @@ def init_variables(
     (5, 5, 1, 6)
     """
     images = np.zeros((1, *input_shape), np.float32)  # NumPy's need no program of their own
-    initialize = _initializer(model)
     if where is None:
-        return initialize(key, images)
+        return _initializer(model)(key, images)
+    initialize = _traced_once(model)
     result = {}
 
     def draw(key: PRNGKeyArray, images: jax.Array) -> dict[str, jax.Array]:
@@ -59,12 +59,18 @@ def abstract_variables(model: nn.Module, input_shape: Sequence[int]) -> Variable
     ShapeDtypeStruct(shape=(6,), dtype=float32)
     """
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    return jax.eval_shape(_initializer(model), jax.random.key(0), images)
+    return jax.eval_shape(_traced_once(model), jax.random.key(0), images)
 
 
 @one_for_equal
 def _initializer(model: nn.Module) -> Callable[[PRNGKeyArray, jax.Array], Variables]:
-    return jit_once(model.init)
+    return jit_once(_traced_once(model))
+
+
+@one_for_equal
+def _traced_once(model: nn.Module) -> Callable[[PRNGKeyArray, jax.Array], Variables]:
+    """`model.init` for use inside of jit, where a function must not have a level of its own."""
+    return jax.jit(model.init)
 
 
 def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,8 +20,10 @@ def test_the_variables_are_those_of_init():
     jax.tree.map(np.testing.assert_array_equal, init_variables(model, key, (4, 4, 1)), expected)
 
 
-def test_what_is_not_wanted_is_its_shape():
-    model, key = get_model("mlp", hidden=[8]), jax.random.key(3)
+@pytest.mark.parametrize("flags", ["", f"--{LEVEL}=0"])
+def test_what_is_not_wanted_is_its_shape(monkeypatch, flags):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    model, key = get_model("mlp", hidden=[9 + len(flags)]), jax.random.key(3)
     whole = init_variables(model, key, (4, 4, 1))
     part = init_variables(model, key, (4, 4, 1), where=lambda path: path.endswith("kernel"))
     assert jax.tree.structure(part) == jax.tree.structure(whole)
