@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_variables import random_variables
 
 from jaxvision.errors import UserError
 from jaxvision.models import get_model
 from jaxvision.predict import Detections, Localization, Predictor, Segmentation, published
 from jaxvision.predict.preparation import prepare
 from jaxvision.predict.published import load_published
+from jaxvision.predict.tasks import TASKS
 from jaxvision.train import create_state
 from jaxvision.train.checkpoint import CheckpointStore
 from jaxvision.train.optim import sgd
@@ -27,6 +29,36 @@ def detector(detector_run):
 @pytest.fixture(scope="module")
 def segmenter(segmenter_run):
     return Predictor.from_checkpoint(segmenter_run)
+
+
+SMALL = {"num_classes": 3, "backbone_options": {"stem": "small", "width": 4, "stage_sizes": (1,)}}
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "options"),
+    [
+        ("classification", "lenet", {"num_classes": 3}),
+        ("localization", "localizer", SMALL),
+        ("segmentation", "encoder_decoder", {"num_classes": 3, "widths": (4, 8)}),
+    ],
+)
+def test_pictures_are_normalised_as_in_training(task, name, options):
+    model, rng = get_model(name, **options), np.random.default_rng(0)
+    variables = random_variables(model, (32, 32, 3))
+    images, sizes = rng.integers(0, 256, (2, 32, 32, 3), np.uint8), np.full((2, 2), 32)
+    mean, std = np.array([0.2, 0.4, 0.6]), np.array([0.1, 0.2, 0.4])
+    meta = {"mean": mean.tolist(), "std": std.tolist(), "class_names": ["a", "b", "c"]}
+    found = TASKS[task].make_infer(model, meta, {})(variables, images, sizes)
+    normalized = np.float32((images / 255 - mean) / std)
+    outputs = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, normalized)
+    if task == "segmentation":
+        expected = np.asarray(outputs["out"]).argmax(axis=-1)
+        assert (np.asarray(found) == expected).mean() > 0.999  # but for ties
+        return
+    logits = outputs if task == "classification" else outputs["logits"]
+    probabilities = found if task == "classification" else found["probabilities"]
+    expected = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------- detection
