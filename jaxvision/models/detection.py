@@ -285,11 +285,7 @@ def make_detector(
 
 @one_for_equal
 def _jitted(
-    model: nn.Module,
-    mean: float | tuple[float, ...],
-    std: float | tuple[float, ...],
-    selection: Selection,
-    flip: bool,
+    model: nn.Module, mean: Any, std: Any, selection: Selection, flip: bool
 ) -> Callable[..., AnyDetections]:
     detect = DETECTORS[type(model)]
     if flip:

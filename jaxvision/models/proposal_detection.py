@@ -124,10 +124,7 @@ def make_proposal_detector(
 
 @one_for_equal
 def _jitted(
-    model: nn.Module,
-    mean: float | tuple[float, ...],
-    std: float | tuple[float, ...],
-    selection: Selection,
+    model: nn.Module, mean: Any, std: Any, selection: Selection
 ) -> Callable[..., PaddedDetections]:
     detect = PROPOSAL_DETECTORS[type(model)]
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 from jaxvision.losses import classification_loss
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.models.layers import BatchNorm, FrozenBatchNorm
 from jaxvision.ops import valid_rows
 from jaxvision.train import create_state, make_train_step
@@ -105,8 +105,7 @@ def network():
     model = get_model("resnet18", width=8, stage_sizes=(1,), stem="small", num_classes=3)
     rng = np.random.default_rng(0)
     # Not as they are drawn at first: compiling that takes as long as the rest.
-    blank = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), blank)
+    shapes = abstract_variables(model, (16, 16, 3))
     variables = jax.tree.map(lambda x: rng.normal(0.1, 0.2, x.shape).astype(x.dtype), shapes)
     variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
     images = rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.models.detection import make_detector
 from jaxvision.models.equal import one_for_equal
 from jaxvision.models.proposal_detection import make_proposal_detector
@@ -36,7 +36,7 @@ def test_what_is_found_is_decoded_chosen_and_clipped(make):
     sizes = np.array([[32, 32], [9, 20]], np.int32)
     normalized = ((images / 255.0 - MEAN) / STD).astype(np.float32)
     # Boxes of all sizes and places, also beyond the picture. (Compiling `init` takes long.)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), normalized)
+    shapes = abstract_variables(model, (32, 32, 3))
     variables = jax.tree.map(
         lambda leaf: rng.normal(0.02, 0.1, leaf.shape).astype(leaf.dtype), shapes
     )

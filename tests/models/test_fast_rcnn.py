@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from random_variables import random_variables
 
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.models.fast_rcnn import FastRCNN, truncate_svd
 from jaxvision.models.proposal_detection import make_proposal_detector
 
@@ -34,8 +34,7 @@ def thin(model):
 
 
 def shapes_of(model):
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
+    return abstract_variables(model, (64, 64, 3))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from random_variables import random_variables
 
 from jaxvision.errors import UserError
-from jaxvision.models import get_model
+from jaxvision.models import abstract_variables, get_model
 from jaxvision.predict import Detections, Localization, Predictor, Segmentation, published
 from jaxvision.predict.preparation import prepare
 from jaxvision.predict.published import load_published
@@ -229,8 +229,7 @@ def test_a_localizer_gives_its_box_in_own_pixels(tmp_path):
 # ---------------------------------------------------------------------------------- from weights
 def weights_file(path, name, **options):
     model = get_model(name, **options)
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = abstract_variables(model, (64, 64, 3))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
         lambda leaf: rng.uniform(0.1, 0.2, leaf.shape).astype(leaf.dtype), shapes
