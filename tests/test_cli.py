@@ -50,6 +50,15 @@ def test_predict_classifies_the_sample_pictures_in_a_process_of_its_own(trained_
     assert right >= 6
 
 
+@pytest.mark.parametrize("words", [["predict", "--help"], ["info", "--help"]])  # long and short
+def test_a_reader_that_has_read_enough_is_no_error(words):
+    command = [sys.executable, "-m", "jaxvision", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_a_bad_picture_is_named_and_the_others_still_predicted(jaxvision, trained_run, tmp_path):
     good = next((trained_run / "samples").glob("*.png")).read_bytes()
     (tmp_path / "a.png").write_bytes(good)

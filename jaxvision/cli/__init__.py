@@ -1,5 +1,7 @@
 """`python -m jaxvision predict|evaluate|info|convert`: trained runs and weights, from the shell."""
 
+import os
+import sys
 from typing import Annotated
 
 import tyro
@@ -20,6 +22,17 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; a user's mistake is one line on stderr and exit status 1."""
+    try:
+        try:
+            run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its exit
+        sys.exit(1)
+
+
+def run(arguments: list[str] | None) -> None:
     command = tyro.cli(Command, prog="jaxvision", description=__doc__, args=arguments)
     with exit_on_user_error():
         match command:
